@@ -30,7 +30,7 @@ from kdcore.catalog import (
 )
 from kdcore.catalog.architectures import hidden_layers
 from kdcore.catalog.facts import LogitsFacts, ProgramFacts, model_facts
-from kdcore.spec import DataOptions, Dataset, JobSpec, Student, Teacher
+from kdcore.spec import DataOptions, Dataset, JobSpec, Student, Teacher, baseline_key, data_differences
 from kdcore.spec.resolving import loaded_as
 from store import artifacts, jobs, projects, registry
 from store.database import Database
@@ -232,12 +232,33 @@ class References:
                 "a supervised job, or one with baseline: train",
                 reference,
             )
-        try:
-            file = await self.db.read(artifacts.get, job.id, STUDENT_FILE if is_supervised else ALONE_FILE)
-        except NotFound:
+        file = await self._student_alone(job, spec)
+        if file is None:
             text = f"job {job.id} did not keep its student alone: it ran in an earlier version of the service"
-            raise ReferenceFault(text, "not_ready", "a job of this version", reference) from None
-        return Target(job, f"{BLOB}{file.sha256}")
+            raise ReferenceFault(text, "not_ready", "a job of this version", reference)
+        return Target(job, file)
+
+    async def trained_alone(self, spec: JobSpec, facts: DatasetFacts) -> Target[Job] | None:
+        """Find an earlier job of the project that has trained the student alone of a resolved spec, with the same bits
+        as far as specs decide them. Raises nothing: without such a job, the baseline is trained."""
+        key = baseline_key(spec.as_json())
+        for job in await self.db.read(jobs.with_baseline, self.caller.project, key) if key is not None else ():
+            read_otherwise = any(data_differences(facts, (job.result or {}).get("dataset", {})))
+            rounded_otherwise = any(warning["code"] == "bits_not_repeatable" for warning in job.warnings)
+            if read_otherwise or rounded_otherwise:
+                continue
+            file = await self._student_alone(job, JobSpec.model_validate(job.resolved_spec, context=STORED))
+            if file is not None:
+                return Target(job, file)
+        return None
+
+    async def _student_alone(self, job: Job, spec: JobSpec) -> str | None:
+        """Return the reference to the file of the student alone of a finished job, if it has kept one."""
+        name = STUDENT_FILE if spec.scheme.kind == "alone" else ALONE_FILE
+        try:
+            return f"{BLOB}{(await self.db.read(artifacts.get, job.id, name)).sha256}"
+        except NotFound:
+            return None
 
     async def network(self, name: str, data: DatasetFacts) -> Target[ArchitectureFacts]:
         """Look up a network. The facts of timm's networks are known only after building them."""

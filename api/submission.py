@@ -44,6 +44,7 @@ from kdcore.spec import (
     tags_without_weights,
 )
 from kdcore.spec.fitting import teacher_size
+from kdcore.spec.job import TRAINED_BASELINES
 from store.records import Job
 
 T = TypeVar("T")
@@ -106,7 +107,7 @@ class Lookup:
                 self.teachers[pointer] = target
         self._grey_as_colour()
         baseline = self.fields.get("baseline", "none")
-        if baseline not in ("none", "train"):
+        if baseline not in ("none", *TRAINED_BASELINES):
             self.baseline = await self._find(self.references.baseline(baseline), "/baseline")
         if self.data is not None and self.data.facts is not None:
             await self._networks(self.data.facts)
@@ -220,7 +221,18 @@ async def examine(body: Any, references: References) -> Examined:
         warnings.append(grey_as_colour())
     if spec.strict and (refused := refused_if_strict(warnings)):
         return Examined(as_typed(warning_faults(refused), body), known=known, warnings=warnings)
-    return Examined([], _by_digest(resolve(spec, known), lookup, lookup.data, known.dataset), known, warnings)
+    resolved = _by_digest(resolve(spec, known), lookup, lookup.data, known.dataset)
+    if spec.baseline == "train" and spec.seeds == 1:  # Of several seeds, each has a baseline of its own.
+        found = await references.trained_alone(resolved, known.dataset)
+        if found is not None and found.facts is not None:
+            resolved = resolved.model_copy(update={"baseline": found.reference})
+            warnings.append(_baseline_found(found.facts))
+    return Examined([], resolved, known, warnings)
+
+
+def _baseline_found(job: Job) -> WarningItem:
+    text = f"the student alone is that of job {job.id}, which trained it from the same data, recipe and seed"
+    return WarningItem("baseline_found", "/baseline", text, "to train it again, give 'baseline': 'train_anew'")
 
 
 def _comparable(data: Target[DatasetFacts]) -> DatasetFacts | None:

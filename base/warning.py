@@ -42,6 +42,7 @@ CODES: dict[str, When] = {
     "image_size_differs": "submit",
     "budget_short": "submit",
     "memory_short": "submit",
+    "baseline_found": "submit",
     "class_order_wrong": "teacher_check",
     "normalization_wrong": "teacher_check",
     "channel_order_wrong": "teacher_check",
@@ -64,6 +65,8 @@ CODES: dict[str, When] = {
     "teacher_below_baseline": "result",
     "export_unavailable": "result",
     "export_mismatch": "result",
+    "document_not_made": "result",
+    "tracking_failed": "result",
 }
 """All codes, and when each can first be known."""
 NAMES = tuple(CODES)
@@ -71,6 +74,8 @@ Code = Literal[NAMES]  # type: ignore[valid-type]
 
 REFUSED_IF_STRICT: tuple[When, ...] = ("registration", "submit", "teacher_check")
 """`strict` refuses what is known before the training; never what only the training shows."""
+NEVER_REFUSED = ("baseline_found",)
+"""Codes that `strict` does not refuse: what they say was asked for, and nothing about it is doubtful."""
 KNOWN_AT_SUBMIT: tuple[When, ...] = ("registration", "submit")
 """A job that is retried from scratch keeps these warnings; its attempts find the others again."""
 
@@ -95,7 +100,11 @@ class WarningItem:
 
 def refused_if_strict(warnings: Iterable[WarningItem]) -> list[WarningItem]:
     """Return the warnings that `strict` refuses."""
-    return [warning for warning in warnings if CODES[warning.code] in REFUSED_IF_STRICT]
+    return [
+        warning
+        for warning in warnings
+        if CODES[warning.code] in REFUSED_IF_STRICT and warning.code not in NEVER_REFUSED
+    ]
 
 
 def warning_faults(refused: Iterable[WarningItem]) -> list[Fault]:

@@ -241,8 +241,8 @@ class CalibrationView(TypedDict):
     """Of equal width."""
     held_out: Literal["validation", "training"]
     """From where the held-out images are to which temperatures were fitted: the data's validation split, or a part of
-    its training images that was left out of the training. A teacher may have been trained on the latter; then its
-    temperature is too small."""
+    its training images that was left out of the training. A teacher, or a checkpoint that a student starts from, may
+    have learned from the latter; then the temperature is too small."""
     held_out_images: int
     teacher: Calibration | None
     student: Calibration
@@ -472,6 +472,8 @@ class Figures(View):
     parameters: int | None
     bytes: int | None
     gain: float | None
+    gap_closed: NotRequired[Interval | None]
+    """Of the report's `proof`; absent for a job of an earlier version."""
     teacher_accuracy: float | None
     alone_accuracy: float | None
     """Of the student alone."""

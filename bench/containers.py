@@ -1,4 +1,4 @@
-"""The real container stack: build, start, distil over REST, stop a worker during a training, restart with the volumes.
+"""The real container stack: build, start, distil, speak TLS, stop a worker in a training, restart with the volumes.
 
     python -m bench.containers [--home DIR] [--image NAME] [--clean]
 
@@ -12,6 +12,8 @@ import contextlib
 import hashlib
 import os
 import secrets
+import shutil
+import ssl
 import sys
 import tempfile
 import time
@@ -19,9 +21,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import httpx
+
 from base.wire import Report
 from bench.containers_check import find_tool
-from bench.podman import POSTGRES, REDIS, CannotRun, Podman
+from bench.podman import NGINX, NGINX_USER, POSTGRES, REDIS, CannotRun, Podman
 from bench.processes import REPOSITORY, exit_on_sigterm, wait_until
 from client.errors import ApiError
 from client.sdk import Distillery
@@ -31,6 +35,14 @@ IMAGE = "localhost/bench/distillery:built"
 TEACHER = {"name": "teacher", "dataset": "digits", "student": "convnet16", "method": "supervised"}
 LONG_EPOCHS = 60
 JOB_S = 600
+UPLOAD_BYTES = 8_000_000
+"""More than the proxy allows elsewhere."""
+GB = 1 << 30
+BOUNDS = {
+    **{"api": (16 * GB, 2048), "worker-0": (32 * GB, 4096), "postgres": (4 * GB, 512)},
+    **{"redis": (GB // 4, 512), "tls": (GB // 4, 512)},
+}
+"""Bytes of memory and processes of each service, as docs/containers.md says."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +54,12 @@ class Stack:
     image: str
     key: str = field(default_factory=lambda: secrets.token_hex(16))
     port: int = field(default_factory=free_port)
+    tls_port: int = field(default_factory=free_port)
     password: str = field(default_factory=lambda: secrets.token_urlsafe(16) + "@/:%")
+
+    @property
+    def tls_folder(self) -> Path:
+        return self.podman.home / "tls"
 
     def compose(self, *arguments: str) -> str:
         program = find_tool("docker-compose")
@@ -60,7 +77,35 @@ class Stack:
             POSTGRES_PASSWORD=self.password,
             DISTILLERY_ADMIN_KEY_HASH=hashlib.sha256(self.key.encode()).hexdigest(),
             DISTILLERY_PUBLISH=f"127.0.0.1:{self.port}",
+            COMPOSE_PROFILES="tls",
+            NGINX_IMAGE=os.environ.get("NGINX_IMAGE", NGINX),
+            DISTILLERY_TLS_FOLDER=str(self.tls_folder),
+            DISTILLERY_TLS_PUBLISH=f"127.0.0.1:{self.tls_port}",
         )
+
+    def make_certificate(self) -> None:
+        """Sign a certificate for the proxy, as docs/team.md says."""
+        shutil.rmtree(self.tls_folder, ignore_errors=True)
+        self.tls_folder.mkdir()
+        key, certificate = self.tls_folder / "key.pem", self.tls_folder / "cert.pem"
+        self.podman.run(
+            *(
+                "openssl",
+                "req",
+                "-x509",
+                "-newkey",
+                "ec",
+                "-pkeyopt",
+                "ec_paramgen_curve:P-256",
+                "-nodes",
+                "-days",
+                "2",
+            ),
+            *("-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"),
+            *("-keyout", str(key), "-out", str(certificate)),
+        )
+        for path in (self.tls_folder, key, certificate):
+            os.chown(path, NGINX_USER, NGINX_USER)
 
     def start(self) -> None:
         self.compose("up", "--detach", "--no-build", "--wait", "--wait-timeout", "120")
@@ -102,8 +147,42 @@ def check_wrong_key(stack: Stack) -> None:
             expect(False, "a wrong key is accepted")
 
 
-def distil(distillery: Distillery) -> None:
-    """Train a teacher, a student of it and the same student alone: `./run demo`, but shorter."""
+def check_bounds(stack: Stack) -> None:
+    """Each container has the bounds of memory and processes that the documents promise, by the kernel's own account."""
+    for service, expected in BOUNDS.items():
+        found = stack.podman.bounds(stack.compose("ps", "--quiet", service).strip())
+        expect(found == expected, f"{service} has {found} bytes and processes, not {expected}")
+
+
+def check_tls(stack: Stack, job_id: str) -> None:
+    """The proxy answers TLS alone, with its own certificate; uploads and event streams pass through it."""
+    url = f"https://127.0.0.1:{stack.tls_port}"
+    trusted = ssl.create_default_context(cafile=stack.tls_folder / "cert.pem")
+    plain = httpx.get(url.replace("https", "http"), trust_env=False)
+    expect(plain.status_code == 400, f"plain HTTP on the port of TLS is answered with {plain.status_code}")
+    try:
+        httpx.get(f"{url}/healthz", trust_env=False)
+    except httpx.ConnectError:
+        pass
+    else:
+        expect(False, "a certificate that nobody signed is trusted")
+    with httpx.Client(base_url=url, verify=trusted, trust_env=False, timeout=60) as client:
+        expect(client.get("/v1/workers").status_code == 401, "the proxy lets requests without a key through")
+        client.headers["Authorization"] = f"Bearer {stack.key}"
+        workers = client.get("/v1/workers")
+        expect(workers.status_code == 200, f"workers over TLS: {workers.status_code} {workers.text}")
+        expect("strict-transport-security" in workers.headers, "no Strict-Transport-Security")
+        content = os.urandom(UPLOAD_BYTES)
+        uploaded = client.post("/v1/uploads", params={"filename": "noise.bin"}, content=content)
+        expect(uploaded.status_code == 201, f"an upload over TLS: {uploaded.status_code} {uploaded.text[:300]}")
+        digest = hashlib.sha256(content).hexdigest()
+        expect(digest in uploaded.text, f"the upload arrived as {uploaded.text[:300]}")
+        stream = client.get(f"/v1/jobs/{job_id}/events/stream")
+        expect("event: succeeded" in stream.text, f"the stream over TLS: {stream.status_code} {stream.text[-300:]}")
+
+
+def distil(distillery: Distillery) -> str:
+    """Train a teacher, a student of it and the same student alone, as `./run demo` does. Return the student's job."""
     with timed("a teacher trained"):
         teacher = distillery.submit({**TEACHER, "training": {"epochs": 10, "seed": 0}})
         succeeded(distillery, teacher["id"])
@@ -118,11 +197,13 @@ def distil(distillery: Distillery) -> None:
             "baseline": "train",
             "training": {"epochs": 10, "seed": 1},
         }
-        report = succeeded(distillery, distillery.submit(spec)["id"])
+        student = distillery.submit(spec)["id"]
+        report = succeeded(distillery, student)
     measured = {"teacher": report["teacher"], "student": report["student"], "alone": report["alone"]}
     for name, figures in measured.items():
         assert figures is not None, f"the report has no {name}"
         print(f"           {name}: {figures['parameters']} parameters, accuracy {figures['accuracy']:.4f}")
+    return student
 
 
 def stop_a_worker_during_a_training(stack: Stack, distillery: Distillery) -> None:
@@ -182,10 +263,14 @@ def main() -> int:
                 podman.build(IMAGE, REPOSITORY)
         with podman.service() as address:
             stack = Stack(podman, address, arguments.image or IMAGE)
+            stack.make_certificate()
             with up(stack), stack.client() as distillery:
                 print(stack.compose("ps", "--all", "--format", "table {{.Service}}\t{{.Status}}"))
                 check_wrong_key(stack)
-                distil(distillery)
+                check_bounds(stack)
+                student = distil(distillery)
+                with timed("TLS, an upload and an event stream through the proxy"):
+                    check_tls(stack, student)
                 stop_a_worker_during_a_training(stack, distillery)
                 restart(stack, distillery)
     except CannotRun as error:

@@ -232,11 +232,11 @@ def _line(network: str, start: str, method: str, report: Mapping[str, Any]) -> s
 
 
 def _finding(verdict: str) -> str:
-    """Return in a word what a verdict says of the gain: its exact paired test, p < 0.01."""
+    """Return in a word what a verdict says of the gain: whether its 95 % interval holds 0."""
     for finding in ("helped", "harmed"):
-        if f"distilling {finding}" in verdict:
+        if f"distilling {finding}" in verdict.lower():
             return finding
-    return "not certain"
+    return "not measurable"
 
 
 @contextmanager

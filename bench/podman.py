@@ -20,9 +20,15 @@ from bench.processes import wait_until
 NEEDED = ("podman", "buildah", "runc", "catatonit", "mmdebstrap", "iptables")
 PACKAGES = "podman buildah runc netavark aardvark-dns catatonit uidmap iptables mmdebstrap"
 SUITE = "bookworm"
+NGINX_USER = 101
 PYTHON, SERVERS = "localhost/bench/python:3.11", "localhost/bench/servers:bookworm"
-POSTGRES, REDIS = "localhost/bench/postgres:15", "localhost/bench/redis:7.0"
-INCLUDED = {PYTHON: "python3,python3-venv,ca-certificates", SERVERS: "postgresql,redis-server"}
+PROXY = "localhost/bench/proxy:bookworm"
+POSTGRES, REDIS, NGINX = "localhost/bench/postgres:15", "localhost/bench/redis:7.0", "localhost/bench/nginx:1.22"
+INCLUDED = {
+    PYTHON: "python3,python3-venv,ca-certificates",
+    SERVERS: "postgresql,redis-server",
+    PROXY: "nginx-light,curl",
+}
 HEALTH_EVERY_S = 2
 SOCKET_S = 30
 
@@ -59,6 +65,20 @@ STOPSIGNAL SIGINT
 REDIS_FILE = f"""
 FROM {SERVERS}
 WORKDIR /data
+"""
+# Debian's nginx has an older form of one line, and Podman's networks have a name server of their own.
+NGINX_ENTRYPOINT = """#!/bin/sh
+set -eu
+server=$(awk '/^nameserver/ {print $2; exit}' /etc/resolv.conf)
+sed -e "s/127\\.0\\.0\\.11/$server/" -e 's/listen 8443 ssl;/listen 8443 ssl http2;/' -e '/^ *http2 on;/d' \\
+  /etc/distillery/nginx.conf > /tmp/nginx.conf
+exec /usr/sbin/nginx -c /tmp/nginx.conf -g 'daemon off;'
+"""
+# The user has the number that it has in the official image.
+NGINX_FILE = f"""
+FROM {PROXY}
+RUN useradd --system --uid {NGINX_USER} nginx
+COPY entrypoint.sh /usr/local/bin/nginx
 """
 
 
@@ -122,13 +142,33 @@ class Podman:
                 tar.unlink()
         context = self.home / "context"
         context.mkdir(exist_ok=True)
-        entrypoint = context / "entrypoint.sh"
-        entrypoint.write_text(POSTGRES_ENTRYPOINT)
-        entrypoint.chmod(0o755)
-        for image, text in {POSTGRES: POSTGRES_FILE, REDIS: REDIS_FILE}.items():
-            file = context / "Containerfile"
+        made = (
+            (POSTGRES, POSTGRES_FILE, POSTGRES_ENTRYPOINT),
+            (REDIS, REDIS_FILE, ""),
+            (NGINX, NGINX_FILE, NGINX_ENTRYPOINT),
+        )
+        for image, text, start in made:
+            file, entrypoint = context / "Containerfile", context / "entrypoint.sh"
             file.write_text(text)
+            entrypoint.write_text(start)
+            entrypoint.chmod(0o755)
             self.run(*_BUILD, "--file", str(file), "--tag", image, str(context))
+
+    def bounds(self, container: str) -> tuple[int, int]:
+        """Return the bytes of memory and the number of processes that the kernel gives a container."""
+        pid = self.run("podman", "inspect", "--format", "{{.State.Pid}}", container).strip()
+        groups = dict[str, str]()
+        for line in Path(f"/proc/{pid}/cgroup").read_text().splitlines():
+            _, controllers, path = line.split(":", 2)
+            groups |= dict.fromkeys(controllers.split(","), path)
+        folder = Path("/sys/fs/cgroup")
+        if "memory" in groups:  # version 1
+            memory = folder / "memory" / groups["memory"].lstrip("/") / "memory.limit_in_bytes"
+            processes = folder / "pids" / groups["pids"].lstrip("/") / "pids.max"
+        else:
+            unified = folder / groups[""].lstrip("/")
+            memory, processes = unified / "memory.max", unified / "pids.max"
+        return int(memory.read_text()), int(processes.read_text())
 
     def build(self, image: str, context: Path) -> None:
         """Build the project's Dockerfile with the pip settings of this machine."""

@@ -27,7 +27,7 @@ PAGE = REPOSITORY / "docs" / "page.png"
 PAGE_WIDTH, PAGE_HEIGHT = 1180, 900
 WIDTHS = {"wide": 1280, "narrow": 420}
 EXPORTS = ["safetensors", "onnx", "onnx_int8"]
-KINDS = ("distillation", "evaluation", "export", "benchmark", "prediction")
+KINDS = ("distillation", "evaluation", "export", "benchmark")
 TERMINAL = ("succeeded", "failed", "cancelled")
 JOB_S = 300.0
 
@@ -79,7 +79,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def make_jobs(url: str) -> None:
-    """A teacher, its student with files and a baseline, an export, a benchmark, a prediction, and a job that fails."""
+    """A teacher, its student with files and a baseline, an export, a benchmark, and a job that fails."""
     with httpx.Client(base_url=url, timeout=60) as http:
         teacher = ended(http, sent(http, "/v1/jobs", TEACHER))
         spec = {**student_spec(teacher["id"], 0), "export": EXPORTS, "labels": {"study": "demo"}}

@@ -223,7 +223,10 @@ def submit(
     beta: Annotated[float | None, typer.Option(help="Weight of the distillation loss.")] = None,
     epochs: Annotated[int | None, typer.Option()] = None,
     seed: Annotated[int | None, typer.Option()] = None,
-    baseline: Annotated[str | None, typer.Option(help="none, train or job:<id>.")] = None,
+    seeds: Annotated[
+        int | None, typer.Option(help="Runs with so many seeds; the report has an interval over them.")
+    ] = None,
+    baseline: Annotated[str | None, typer.Option(help="none, train, train_anew or job:<id>.")] = None,
     name: Annotated[str | None, typer.Option(help="A name for the job.")] = None,
     label: NewLabels = None,
     priority: Annotated[
@@ -264,6 +267,7 @@ def submit(
         "temperature": temperature,
         "alpha": alpha,
         "beta": beta,
+        "seeds": seeds,
         "baseline": baseline,
         "name": name,
         "labels": {**fields.get("labels", {}), **labels_of(label)} if label else None,
@@ -478,6 +482,26 @@ def download(
     with TransferBars() as bars:
         path = distillery.download(job_id, file, to=to, on_progress=bars.add(file))
     typer.echo(f"{path}  {path.stat().st_size:,} bytes  sha256:{digest_of(path)}")
+
+
+@app.command()
+def predict(
+    context: typer.Context,
+    job_id: JobId,
+    image: Annotated[Path, typer.Argument(help="A picture: PNG, JPEG, WebP, BMP, GIF, PPM or TIFF.")],
+    as_json: AsJson = False,
+) -> None:
+    """Show an image to a job's teacher and student, and print what each sees; exit code 0 if there is an answer."""
+    found = context.obj.predict(job_id, image)
+    if as_json:
+        print_json(found)
+    elif found["answer"] is not None:
+        output().print(tables.prediction_table(found["answer"]))
+        print_lines(output(), *tables.prediction_lines(found["answer"]))
+    else:
+        error = found["error"]
+        tell(f"no answer yet: {found['message']}" if error is None else f"{error['code']}: {error['message']}")
+    raise typer.Exit(0 if found["answer"] is not None else 1)
 
 
 # Registered teachers and data sets

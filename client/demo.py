@@ -123,7 +123,7 @@ def _distil(console: Console, server: LocalServer, home: Path, seeds: int, to: P
         reports = [report_of(job) for job in students]
         console.print()
         console.print(tables.report_table(reports))
-        print_lines(console, tables.gain_sentence(reports), _size_sentence(reports[0]), BUDGET, "")
+        print_lines(console, *tables.proof_lines(reports), _size_sentence(reports[0]), BUDGET, "")
         _check_student(distillery, students[0], home, to / STUDENT_FILE, console)
     _check_gain(reports)
 

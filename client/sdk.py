@@ -37,6 +37,7 @@ from base.wire import (
     MeasuredModel,
     Model,
     NewKeyView,
+    PredictionView,
     ProjectView,
     Role,
     SecretWebhookView,
@@ -53,6 +54,7 @@ from client.event_stream import EventStream
 from client.transfer import CHUNK_BYTES, OnProgress
 
 INSPECTION_POLL_S = 0.5
+PREDICTION_POLL_S = 0.5
 OUTAGE_S = 120.0
 """The longest outage of the server that waiting tolerates."""
 
@@ -241,6 +243,22 @@ class Distillery:
         if target.is_dir():
             target /= name
         return transfer.download(self.connection, artifact, target, on_progress=on_progress)
+
+    def predict(self, job_id: str, image: str | Path | bytes, *, timeout_s: float = 120) -> PredictionView:
+        """Show an image (a path, or the bytes of its file) to the teacher and the student of a job that has succeeded.
+
+        Waits for the answer for as long as `timeout_s`; then the state is still `waiting` or `running`. An ApiError
+        with the code `image_unreadable` says that the file is no image.
+        """
+        content = image if isinstance(image, bytes) else _bytes_of(Path(image))
+        until = time.monotonic() + timeout_s
+        found: PredictionView = self.connection.json(
+            "POST", f"/v1/jobs/{job_id}/predict", content=content, idempotent=True
+        )
+        while found["state"] in ("waiting", "running") and time.monotonic() < until:
+            time.sleep(PREDICTION_POLL_S)
+            found = self.connection.json("GET", f"/v1/predictions/{found['id']}")
+        return found
 
     # Files, models, data sets
 
@@ -662,3 +680,10 @@ def _refusal(error: Mapping[str, Any]) -> ApiError:
 def _without_none(values: Mapping[str, Any]) -> dict[str, Any]:
     """Return the values that are not None; the server has its own defaults for the others."""
     return {name: value for name, value in values.items() if value is not None}
+
+
+def _bytes_of(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise InvalidInput(f"{path} cannot be read: {error.strerror}") from error

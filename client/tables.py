@@ -19,6 +19,7 @@ from base.wire import (
     DeliveryView,
     Estimate,
     Evaluation,
+    Interval,
     JobSummary,
     JobView,
     KeyView,
@@ -26,6 +27,7 @@ from base.wire import (
     LimitView,
     Measured,
     Model,
+    PredictionAnswer,
     ProjectView,
     Registered,
     Report,
@@ -70,18 +72,29 @@ def _add_row(table: Table, *cells: object) -> None:
 
 
 def job_table(jobs: Iterable[JobSummary]) -> Table:
-    """Return the table of a list. The labels have a column if any of the jobs has one."""
+    """Return the table of a list. The gap closed and the labels have a column if any of the jobs has one."""
     listed = list(jobs)
+    proven = any(_gap_text(job) for job in listed)
     labelled = any(job.get("labels") for job in listed)
-    columns = ("id", "status", "accuracy", "age", "method", *(("labels",) if labelled else ()), "name")
-    table = _table(*columns, right=("accuracy",), unbroken=("id", "status", "accuracy", "age", "method"))
+    gaps, labels = (("gap closed",) if proven else ()), (("labels",) if labelled else ())
+    columns = ("id", "status", *gaps, "accuracy", "age", "method", *labels, "name")
+    unbroken = ("id", "status", *gaps, "accuracy", "age", "method")
+    table = _table(*columns, right=(*gaps, "accuracy"), unbroken=unbroken)
     for job in listed:
         accuracy = "" if job["figures"] is None else percent([job["figures"]["accuracy"]])
-        labels = (_fact_text(job["labels"]),) if labelled else ()
+        gap = (_gap_text(job),) if proven else ()
+        named = (_fact_text(job["labels"]),) if labelled else ()
         _add_row(
-            table, job["id"], status_text(job), accuracy, age(job["created_at"]), job["method"], *labels, job["name"]
-        )
+            table, job["id"], status_text(job), *gap, accuracy, age(job["created_at"]), job["method"], *named,
+            job["name"],
+        )  # fmt: skip
     return table
+
+
+def _gap_text(job: JobSummary) -> str:
+    """Return the gap closed of a job that states one, else ""."""
+    gap = None if job["figures"] is None else job["figures"].get("gap_closed")
+    return "" if gap is None else f"{100 * gap['value']:.0f} %"
 
 
 def accuracy_text(job: JobView) -> str:
@@ -277,10 +290,32 @@ def _models_by_name(reports: Sequence[Report]) -> Iterator[tuple[str, list[Measu
         yield other, [models[other] for models in others if other in models]
 
 
+def prediction_table(answer: PredictionAnswer) -> Table:
+    """Return what each model of a job sees in an image: its most probable classes, side by side."""
+    given = {"teacher": answer["teacher"], "student": answer["student"], "alone": answer["alone"]}
+    models = {name: model for name, model in given.items() if model is not None}
+    table = _table(*(display_name(name) for name in models), unbroken=())
+    for rank in range(max(len(model["top"]) for model in models.values())):
+        tops = (model["top"][rank : rank + 1] for model in models.values())
+        _add_row(table, *(f"{top[0]['class']} {100 * top[0]['probability']:.1f} %" if top else "" for top in tops))
+    return table
+
+
+def prediction_lines(answer: PredictionAnswer) -> Iterator[str]:
+    """Yield what is to be known of an answer beside the classes."""
+    image = answer["image"]
+    if answer["agree"] is not None:
+        yield f"teacher and student {'agree' if answer['agree'] else 'do not agree'}"
+    yield f"of {image['width']} x {image['height']} pixels, the student was shown {image['shown']}"
+    yield from answer["notes"]
+
+
 def display_name(name: str) -> str:
     """Return the display name of a model or trial: `student alone`, `assistant 1`, `student, fsp stage`."""
     trial, _, stage = name.partition("/")
-    text = {"alone": "student alone", "last": "last generation"}.get(trial, trial.replace("-", " "))
+    model, of_seed, seed = trial.partition("-seed-")
+    text = {"alone": "student alone", "last": "last generation"}.get(model, model.replace("-", " "))
+    text += f", seed {seed}" if of_seed else ""
     return f"{text}, {_words(stage)} stage" if stage else text
 
 
@@ -293,6 +328,52 @@ def percent(given: Sequence[float | None]) -> str:
     return f"{mean:.1f} ± {spread:.1f} %" if spread else f"{mean:.1f} %"
 
 
+def proof_lines(reports: Sequence[Report]) -> list[str]:
+    """Return what reports prove, the gap closed first, then the gain; of a job of several seeds, each seed."""
+    seeds = [] if len(reports) > 1 else _seed_lines(reports[0])
+    return [*_gap_lines(reports), gain_sentence(reports), *seeds]
+
+
+def _gap_lines(reports: Sequence[Report]) -> list[str]:
+    """Return the line of the gap closed, or why none is stated; none without a baseline, or of an earlier version."""
+    proofs = [proof for report in reports if (proof := report.get("proof")) is not None and proof["gain"] is not None]
+    stated = [gap for proof in proofs if (gap := proof["gap_closed"]) is not None]
+    if not proofs or len(proofs) < len(reports):
+        return []
+    if len(stated) < len(proofs):
+        reason = next(proof["no_gap"]["message"] for proof in proofs if proof["no_gap"] is not None)
+        runs = f" in {len(proofs) - len(stated)} of {len(proofs)} runs" if len(proofs) > 1 else ""
+        return [f"Gap closed: not stated{runs}: {reason}."]
+    if len(stated) == 1:
+        return [f"Gap closed: {interval_text(stated[0])}."]
+    runs = ", ".join(f"{100 * gap['value']:.0f}" for gap in stated)
+    values = [gap["value"] for gap in stated]
+    return [f"Gap closed: {100 * statistics.fmean(values):.0f} ± {100 * _spread(values):.0f} %, runs {runs}."]
+
+
+def interval_text(interval: Interval) -> str:
+    """Return `62 % (95 % interval 45 to 79 %)`."""
+    value, low, high = (100 * one for one in (interval["value"], interval["low"], interval["high"]))
+    return f"{value:.0f} % (95 % interval {low:.0f} to {high:.0f} %)"
+
+
+def _points(interval: Interval) -> str:
+    return f"{100 * interval['low']:+.1f} to {100 * interval['high']:+.1f}"
+
+
+def _seed_lines(report: Report) -> list[str]:
+    """Return a line for each run of a job of several seeds."""
+    proof = report.get("proof")
+    if proof is None or proof["over_seeds"] is None:
+        return []
+    lines = []
+    for one in proof["seeds"]:
+        alone = "" if one["alone"] is None else f", student alone {percent([one['alone']])}"
+        gap = "" if one["gap_closed"] is None else f", gap closed {100 * one['gap_closed']:.0f} %"
+        lines.append(f"seed {one['seed']}: student {percent([one['student']])}{alone}{gap}")
+    return lines
+
+
 def gain_sentence(reports: Sequence[Report]) -> str:
     """Return a sentence on the gain of distillation: the mean, its standard deviation, and each run."""
     gains = [100 * gain for report in reports if (gain := report["gain"]) is not None]
@@ -303,7 +384,10 @@ def gain_sentence(reports: Sequence[Report]) -> str:
     one_image = 100 / reports[0]["test_samples"]
     scale = f"{reports[0]['test_samples']:,} test images; one image is {one_image:.2f} points"
     if len(gains) == 1:
-        return f"Gain over the same student alone: {gains[0]:+.1f} points of accuracy, one run ({scale})."
+        proof = reports[0].get("proof")
+        interval = None if proof is None else proof["gain"]
+        within = "" if interval is None else f" (95 % interval {_points(interval)})"
+        return f"Gain over the same student alone: {gains[0]:+.1f} points of accuracy{within}, one run ({scale})."
     runs = ", ".join(f"{gain:+.1f}" for gain in gains)
     mean, spread = statistics.fmean(gains), _spread(gains)
     return f"Gain over the same student alone: {mean:+.1f} ± {spread:.1f} points of accuracy, runs {runs} ({scale})."

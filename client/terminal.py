@@ -293,7 +293,7 @@ def print_report(job: JobView, console: Console) -> None:
         print_lines(console, *tables.evaluation_lines(job))
     else:
         console.print(tables.report_table([job["result"]]))
-        print_lines(console, tables.gain_sentence([job["result"]]))
+        print_lines(console, *tables.proof_lines([job["result"]]))
 
 
 def print_result(job: JobView, console: Console, hint: str | None = None) -> bool:

@@ -18,7 +18,7 @@ from base.files import Written, write_whole
 from base.warning import WarningItem
 from kdcore.catalog.facts import DATASET_READING
 from kdcore.device import Computing
-from kdcore.measure import batch_norm, curves
+from kdcore.measure import batch_norm, curves, findings
 from kdcore.measure.cost import CostMeter
 from kdcore.measure.curves import Curves
 from kdcore.prepare import PreparedJob, Workspace
@@ -199,7 +199,10 @@ class Meter:
             self.steps += stage.steps
         # Each model is measured on the test images at its best and at its last epoch.
         models = 2 * sum(_models(trial) for trial in job.trials) + len(job.spec.teachers) + (job.baseline is not None)
-        self.total = self.training + models * len(job.data.test)
+        # Teacher, student and student alone are also measured on held-out images.
+        shown = len(job.spec.teachers) + 1 + (job.spec.baseline != "none")
+        on_held_out = shown * findings.images_measured(job.data.facts, job.spec.training)
+        self.total = self.training + models * len(job.data.test) + on_held_out
         self.measured = 0
         self.began: tuple[float, int] | None = None
 

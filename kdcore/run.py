@@ -19,7 +19,7 @@ from torch import nn
 
 from base.errors import LossDiverged
 from base.warning import WarningItem
-from kdcore import checkpoint, device, exports, objectives, report, teacher_cache
+from kdcore import checkpoint, device, documents, exports, objectives, report, teacher_cache
 from kdcore.catalog.facts import DATASET_READING, DatasetFacts
 from kdcore.checkpoint import Meter, Progress, Watch
 from kdcore.classifier import Classifier, FrozenTeacher
@@ -97,7 +97,7 @@ def run(spec: JobSpec, workspace: Workspace, resume: Path | None = None) -> dict
     summary["files"] = [file.as_dict() for file in files]
     summary["warnings"] = [warning.as_dict() for warning in workspace.warnings]
     summary["timings"] = progress.cost.timings()
-    exports.write_documents(job, workspace, summary)
+    documents.write(job, workspace, summary, progress.curves)
     meter.end()
     return summary
 

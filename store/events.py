@@ -9,8 +9,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Integer, bindparam, insert, select, update
+from sqlalchemy import ColumnElement, Connection, Integer, and_, bindparam, insert, select, update
 
+from base.jobs import TERMINAL
 from base.warning import WarningItem
 from store import webhooks
 from store.attempts import owned_by
@@ -73,6 +74,17 @@ def append_warning(
     if job is None:
         raise LeaseLost(job_id, fence)
     append_event(connection, job, "warning", **item, **(more or {}))
+
+
+def append_late_warning(connection: Connection, job_id: str, warning: WarningItem) -> None:
+    """Add a warning to a job that has ended, unless it has it. Nothing happens if it is deleted, or was retried."""
+    ended = and_(jobs.c.id == job_id, jobs.c.status.in_(TERMINAL))
+    known = connection.execute(select(jobs.c.warnings).where(ended)).scalar_one_or_none()
+    if known is None or (item := warning.as_dict()) in known:
+        return
+    job = update_job(connection, ended, warnings=[*known, item])
+    if job is not None:
+        append_event(connection, job, "warning", **item)
 
 
 def append_finding(connection: Connection, job_id: str, fence: int, type: str, data: Mapping[str, Any]) -> None:

@@ -19,7 +19,18 @@ from store.errors import ActionNotAllowed, NotFound
 from store.events import append_event, update_job
 from store.idempotency import Once
 from store.limits import Room
-from store.lists import VALUE, Filter, Order, Rows, facets_of, may_match, page_of_ids, put_facets, within_bytes
+from store.lists import (
+    BASELINE,
+    VALUE,
+    Filter,
+    Order,
+    Rows,
+    facets_of,
+    may_match,
+    page_of_ids,
+    put_facets,
+    within_bytes,
+)
 from store.records import (
     JOB_COLUMNS,
     Job,
@@ -209,6 +220,14 @@ def _in_order(connection: Connection, record: type[T], ids: Sequence[str]) -> li
     found = connection.execute(select(jobs.c.id.label("key"), *columns(jobs, record)).where(jobs.c.id.in_(ids)))
     by_id = {row[0]: record(*row[1:]) for row in found} if ids else {}
     return [by_id[id] for id in ids if id in by_id]
+
+
+def with_baseline(connection: Connection, project: str, key: str, limit: int = 3) -> list[Job]:
+    """Return the newest jobs that have trained the student alone with this key (`kdcore.spec.offered_key`)."""
+    named = (job_facets.c.project == project, job_facets.c.facet == BASELINE, job_facets.c.value == key)
+    of_key = select(*JOB_COLUMNS).join(job_facets, job_facets.c.id == jobs.c.id).where(*named)
+    newest = of_key.where(jobs.c.status == "succeeded").order_by(jobs.c.id.desc()).limit(limit)
+    return [as_record(Job, row) for row in connection.execute(newest)]
 
 
 def newest_evaluations(connection: Connection, project: str, model_sha256: str) -> list[Job]:

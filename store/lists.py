@@ -37,6 +37,7 @@ from sqlalchemy import (
 from sqlalchemy.sql.operators import custom_op
 
 from base.references import BLOB, MODEL
+from kdcore.spec.baselines import offered_key
 
 RARE = 300
 """A filter with at most so many matches is read whole, and sorted."""
@@ -73,6 +74,7 @@ def figures_of(result: Mapping[str, Any]) -> dict[str, Any]:
         "parameters": student.get("parameters"),
         "bytes": student.get("bytes"),
         "gain": result.get("gain"),
+        "gap_closed": (result.get("proof") or {}).get("gap_closed"),
         "teacher_accuracy": others["teacher"],
         "alone_accuracy": others["alone"],
         "seconds": result.get("seconds"),
@@ -93,14 +95,20 @@ def facts_summary_of(facts: Mapping[str, Any]) -> dict[str, Any]:
 
 def facets_of(spec: Mapping[str, Any], resolved: Mapping[str, Any]) -> set[tuple[str, str]]:
     """Return the facets of a job's specs: `dataset`, `teacher`, `student` and `model` with each of their names, and
-    the digests of their bytes."""
+    the digests of their bytes; and `baseline`, the key of a student alone that the job trains."""
     found = set()
+    if resolved.get("training") and resolved.get("student") and (key := offered_key(resolved)) is not None:
+        found.add((BASELINE, key))
     for given in (spec, resolved):
         for facet in ("dataset", "unlabelled", "teacher", "student", "model"):
             for one in _networks(given.get(facet)):
                 name = "dataset" if facet == "unlabelled" else facet
                 found |= {(name, facet_value(value)) for value in _names(one)}
     return found
+
+
+BASELINE = "baseline"
+"""The facet of a job by which another one finds its own student alone."""
 
 
 def put_facets(connection: Connection, table: Table, row: Any, found: Iterable[tuple[str, str]]) -> None:

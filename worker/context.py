@@ -7,8 +7,9 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 
-from pydantic import Field
+from pydantic import Field, field_validator
 from sqlalchemy import Connection
 
 from base.clock import Contact, boottime
@@ -62,6 +63,11 @@ class Options(FromEnvironmentOrFile):
         description="Run the models of finished jobs on images that clients send, beside the slots: one at a time, on "
         "one thread of the CPU.",
     )
+    mlflow_tracking_uri: str | None = Field(
+        default=None,
+        description="Address of an MLflow server to which ended jobs are sent, with their curves and files; needs "
+        "`distillery[mlflow]`. Default: nothing is sent.",
+    )
     room_wait_s: float = Field(
         default=30, gt=0, description="Wait after a job failed on a full disk; it costs no attempt."
     )
@@ -74,6 +80,14 @@ class Options(FromEnvironmentOrFile):
     back_off_s: float = Field(
         default=5, gt=0, description="Wait before the second attempt; each further wait is three times as long."
     )
+
+    @field_validator("mlflow_tracking_uri")
+    @classmethod
+    def _is_installed(cls, uri: str | None) -> str | None:
+        # Not imported, which takes seconds: only a child does.
+        if uri and find_spec("mlflow") is None:
+            raise ValueError("mlflow is missing; pip install 'distillery[mlflow]'")
+        return uri or None
 
 
 class Drain:

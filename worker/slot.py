@@ -4,6 +4,7 @@ import logging
 import os
 import shutil
 import threading
+from collections.abc import Callable
 from typing import Any
 
 from base.clock import boottime, jittered
@@ -25,7 +26,10 @@ JOBS_IN_A_ROW = 2
 
 
 class Slot:
-    def __init__(self, context: WorkerContext, device: Device) -> None:
+    """`on_end` is called with the id of each job after an attempt at it; it returns at once and never raises."""
+
+    def __init__(self, context: WorkerContext, device: Device, on_end: Callable[[str], None] | None = None) -> None:
+        self._on_end = on_end
         self._context, self.device = context, device
         self.engines = EnginePool(context, device)
         self._wake_up = threading.Event()
@@ -119,6 +123,8 @@ class Slot:
             self._back_off.record(claim.job.id, outcome)
         finally:
             self.job = None
+        if self._on_end is not None:
+            self._on_end(claim.job.id)
         return True
 
     def _poll(self) -> tuple[Claim, float] | None:

@@ -15,6 +15,7 @@ from worker.devices import Device, discover
 from worker.periodic import Collection, Sweep
 from worker.predictor import Predictor
 from worker.slot import Slot
+from worker.tracking import Tracker
 
 log = logging.getLogger("distillery.worker")
 
@@ -43,7 +44,10 @@ class Worker:
         devices = devices or discover(settings.slots, self.context.options.threads)
         if self.context.engine_memory_bytes is None and (memory := host_memory()) is not None:
             self.context.engine_memory_bytes = int(MEMORY_SHARE * memory / len(devices))
-        self.slots = [Slot(self.context, device) for device in devices]
+        uri = self.context.options.mlflow_tracking_uri
+        self._tracker = None if uri is None else Tracker(self.context, uri)
+        on_end = None if self._tracker is None else self._tracker.note
+        self.slots = [Slot(self.context, device, on_end) for device in devices]
         self._predictor = Predictor(self.context) if self.context.options.predictions else None
         self._sweep = Sweep(self.context, self.slots)
         self._collection = Collection(self.context)
@@ -84,6 +88,8 @@ class Worker:
             log.error("slot %s did not end in time with job %s", slot.device.name, slot.job)
         if self._predictor and not self._predictor.join(LEAVES_IN_S):
             log.warning("the predictor hangs, leaving without it")
+        if self._tracker:
+            self._tracker.stop()
         if self._listener:
             self._listener.stop()
         for name, ended in (
@@ -105,6 +111,8 @@ class Worker:
             slot.start()
         if self._predictor:
             self._predictor.start()
+        if self._tracker:
+            self._tracker.start()
         self._sweep.start()
         self._collection.start()
         if self._listener:

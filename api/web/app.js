@@ -11,7 +11,7 @@ const FILTERS = [
 ];
 /** Kinds of jobs, in the words of the list. */
 const KINDS = [
-  ["distillation", "distillations"], ["evaluation", "evaluations"], ["export", "exports"], ["benchmark", "benchmarks"], ["prediction", "predictions"],
+  ["distillation", "distillations"], ["evaluation", "evaluations"], ["export", "exports"], ["benchmark", "benchmarks"],
 ];
 
 const main = document.getElementById("main");

@@ -163,7 +163,7 @@ export function listedModels(job) {
   return [job.teachers, job.assistants, job.students].map(joined).filter(Boolean).join(" → ");
 }
 
-/** The job whose student an export, a benchmark or a prediction is about. */
+/** The job whose student an export or a benchmark takes. */
 export const parent = (job) => (typeof job.spec.job === "string" ? job.spec.job : null);
 
 /** The data set as the client named it. */
@@ -192,10 +192,11 @@ function joined(networks) {
 /** "kd + attention" */
 export const method = (job) => job.method.replaceAll("+", " + ");
 
-/** The name of a model or trial for people: "student alone", "assistant 1", "student, fsp stage". */
+/** The name of a model or trial for people: "student alone", "assistant 1", "student, seed 2", "student, fsp stage". */
 export function displayName(name) {
-  const [trial, stage] = name.split("/");
-  const text = { alone: "student alone", last: "last generation" }[trial] || trial.replaceAll("-", " ");
+  const [whole, stage] = name.split("/");
+  const [trial, seed] = whole.split("-seed-");
+  const text = ({ alone: "student alone", last: "last generation" }[trial] || trial.replaceAll("-", " ")) + (seed ? `, seed ${seed}` : "");
   return stage ? `${text}, ${stage.replaceAll("_", " ")} stage` : text;
 }
 

@@ -51,7 +51,7 @@ export function filesBox(place, at, signal) {
     place.dataset.state = state;
     form ??= exportForm();
     place.replaceChildren(...[
-      h("h2", null, "Files"), reportLinks(others), measured.length > 0 && table(measured), others.length > 0 && documents(others),
+      h("h2", null, "Files"), reportLinks(others), measured.length > 0 && table(measured), int8(job.result?.quantization), others.length > 0 && documents(others),
       pending.map(exportLine), makes && form,
     ].flat().filter(Boolean));
   }
@@ -113,45 +113,66 @@ function reportLinks(files) {
     : [h("a", { class: "button", href: report.href, target: "_blank", rel: "noopener" }, "Open the report"), " ", fileLink(report.href, report.name, "Download it")]);
 }
 
-/** The files with their figures, which were measured on the files after they were written. */
+/** The files with their figures, which were measured on the files after they were written. A benchmark's have no accuracy. */
 function table(files) {
   const batches = [...new Set(files.flatMap(({ latency }) => (latency || []).map(({ batch }) => batch)))].sort((one, other) => one - other).slice(0, 3);
   const float = files.find((file) => file.accuracy != null && !file.quantization)?.accuracy;
-  const head = [
-    ["File", ""], ["Accuracy", "number"], ["Agrees", "number", "Share of the test images on which the file and the student predict the same class"],
-    ["Size", "number"], ...batches.map((batch) => [batch === 1 ? "1 image" : `${batch} images`, "number", "Latency: the median, and the time that 95 % do not exceed"]),
-    ["Memory", "number wide", "The most memory of a process that runs the file"], ["", "number"],
-  ];
+  const has = (name) => files.some((file) => file[name] != null);
+  const columns = [
+    has("accuracy") && ["Accuracy", "Of the file on the test images; of an int8 file also the points beside the float file", (file) => [percent(file.accuracy),
+      file.quantization && file.accuracy != null && float != null && h("span", { class: "interval" }, points(file.accuracy - float))]],
+    has("agreement") && ["Agrees", "Share of the test images on which the file and the student predict the same class", (file) => percent(file.agreement)],
+    ["Size", null, (file) => bytes(file.bytes)],
+    ...batches.map((batch) => [images(batch), "Latency: the median, and the time that 95 % do not exceed", (file) => latency(file, batch)]),
+    has("peak_memory_bytes") && ["Memory", "The most memory of a process that runs the file", (file) => bytes(file.peak_memory_bytes)],
+    has("href") && ["", null, (file) => file.href && fileLink(file.href, file.name, "Download", { title: file.sha256 && `SHA-256 ${file.sha256}` })],
+  ].filter(Boolean);
   return [
-    h("div", { class: "scrolled" }, h("table", { class: "measured" },
-      h("thead", null, h("tr", null, head.map(([name, css, title]) => h("th", { scope: "col", class: css, title }, name)))),
-      h("tbody", null, files.map((file) => fileRow(file, batches, float, head.length))))),
+    h("div", { class: "scrolled" }, h("table", { class: "measured stacked" },
+      h("thead", null, h("tr", null, h("th", { scope: "col" }, "File"), columns.map(([name, title]) => h("th", { scope: "col", class: "number", title }, name)))),
+      h("tbody", null, files.map((file) => fileRow(file, columns))))),
     machines(files),
   ];
 }
 
-function fileRow(file, batches, float, width) {
-  const about = [NAMES[file.format] || file.format, file.runtime, QUANTIZATIONS[file.quantization], file.checkpoint && `${file.checkpoint} epoch`].filter(Boolean).join(", ");
-  const name = h("td", null, h("b", null, file.name), h("span", { class: "models" }, about,
+const images = (batch) => (batch === 1 ? "1 image" : `${batch} images`);
+
+function latency(file, batch) {
+  const found = (file.latency || []).find((one) => one.batch === batch);
+  return found ? [milliseconds(found.p50_ms), h("span", { class: "interval" }, `95 %: ${milliseconds(found.p95_ms)}`)] : "–";
+}
+
+function fileRow(file, columns) {
+  const about = [file.name && (NAMES[file.format] || file.format), file.runtime, QUANTIZATIONS[file.quantization], file.checkpoint && `${file.checkpoint} epoch`].filter(Boolean).join(", ");
+  const name = h("td", null, h("b", null, file.name || NAMES[file.format] || file.format), h("span", { class: "models" }, about,
     file.made && [", ", h("a", { href: `#/jobs/${file.made}` }, "made later")]));
-  if (file.refused) return h("tr", { class: "refused" }, name, h("td", { colspan: width - 1 },
-    h("span", { class: "pill failed" }, "refused"), ` ${file.refused.message}`));
-  const latency = (batch) => (file.latency || []).find((one) => one.batch === batch);
-  const loss = file.quantization && float != null && file.accuracy != null && file.accuracy - float;
-  return h("tr", null, name,
-    h("td", { class: "number" }, percent(file.accuracy), loss !== false && loss != null && h("span", { class: "interval", title: "Points of accuracy beside the float file" }, points(loss))),
-    h("td", { class: "number" }, percent(file.agreement)),
-    h("td", { class: "number" }, bytes(file.bytes)),
-    batches.map((batch) => h("td", { class: "number" }, milliseconds(latency(batch)?.p50_ms),
-      latency(batch) && h("span", { class: "interval" }, `95 %: ${milliseconds(latency(batch).p95_ms)}`))),
-    h("td", { class: "number wide" }, bytes(file.peak_memory_bytes)),
-    h("td", { class: "number" }, file.href && fileLink(file.href, file.name, "Download", { title: file.sha256 && `SHA-256 ${file.sha256}` })));
+  if (file.refused) return h("tr", { class: "refused" }, name, h("td", { colspan: columns.length },
+    h("span", { class: "pill failed" }, "refused"), ` ${file.refused.message}`, file.refused.hint && h("p", { class: "quiet" }, file.refused.hint)));
+  return h("tr", null, name, columns.map(([label, , value]) => h("td", { class: "number", "data-label": label || null }, value(file))));
+}
+
+/** The same student quantised after its float epochs, and trained for int8: each beside the float file of its weights. */
+function int8(found) {
+  if (!found?.rows.some((row) => row.student === "before")) return null;
+  const epochs = `${found.aware_epochs} epoch${found.aware_epochs === 1 ? "" : "s"}`;
+  const weights = { before: `before the last ${epochs}`, delivered: `after the last ${epochs}, for int8` };
+  const columns = [
+    ["Accuracy", (row) => percent(row.accuracy)], ["Beside float", (row) => points(row.lost == null ? null : -row.lost)],
+    ["Agrees", (row) => percent(row.agreement)], ["Size", (row) => bytes(row.bytes)],
+  ];
+  return h("details", { class: "make" }, h("summary", null, "Float beside int8, before and after the training for it"),
+    h("table", { class: "measured stacked" },
+      h("thead", null, h("tr", null, h("th", { scope: "col" }, "Weights"), columns.map(([name]) => h("th", { scope: "col", class: "number" }, name)))),
+      h("tbody", null, found.rows.map((row) => h("tr", null,
+        h("td", null, h("b", null, row.quantization ? "int8" : "float"), h("span", { class: "models" }, weights[row.student])),
+        row.refused ? h("td", { colspan: columns.length }, row.refused.message)
+          : columns.map(([label, value]) => h("td", { class: "number", "data-label": label }, value(row))))))));
 }
 
 /** Where the latencies were measured, in a line. */
 function machines(files) {
-  const each = [...new Set(files.filter(({ latency }) => latency?.length).map(({ cpu, threads }) =>
-    [cpu, threads && `${threads} thread${threads === 1 ? "" : "s"}`].filter(Boolean).join(", ")))].filter(Boolean);
+  const each = [...new Set(files.filter(({ latency }) => latency?.length).map(({ cpu, device, threads }) =>
+    [cpu || device?.name, threads && `${threads} thread${threads === 1 ? "" : "s"}`].filter(Boolean).join(", ")))].filter(Boolean);
   return each.length > 0 && h("p", { class: "quiet" }, `Latency and memory were measured on ${each.join("; ")}.`);
 }
 

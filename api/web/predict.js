@@ -1,13 +1,13 @@
 // Try it: an image that is dropped on the box is answered by teacher and student side by side.
 
-import { h, json, percent, request } from "./common.js";
+import { h, json, percent } from "./common.js";
 
-const PAUSE_MS = 500;
+const PAUSE_MS = 1000;
 const MODELS = [["teacher", "Teacher"], ["student", "Student"], ["alone", "Student alone"]];
 
 /** A box that sends an image to POST /v1/jobs/{id}/predict and shows the answer. */
 export function predictBox(at, signal) {
-  const input = h("input", { type: "file", id: "image", accept: "image/png,image/jpeg,image/webp", onchange: () => send(input.files[0]) });
+  const input = h("input", { type: "file", id: "image", accept: "image/*", onchange: () => send(input.files[0]) });
   const canvas = h("canvas", { width: 160, height: 160, hidden: true, role: "img", "aria-label": "The image that was sent" });
   const status = h("p", { class: "quiet", role: "status" });
   const answer = h("div", { class: "answers" });
@@ -23,6 +23,8 @@ export function predictBox(at, signal) {
     over(false)(event);
     send(event.dataTransfer.files[0]);
   });
+  // A drop beside the box would open the image in the place of the page.
+  for (const name of ["dragover", "drop"]) document.addEventListener(name, (event) => event.preventDefault(), { signal });
   let latest = 0;
 
   async function send(file) {
@@ -33,12 +35,12 @@ export function predictBox(at, signal) {
     say("Waiting for the answer of a worker …");
     preview(file, () => number === latest);
     try {
-      const found = await predicted(file);
+      const found = await predicted(file, say);
       if (number !== latest) return;
       say([file.name, found.image && `shown to the networks: ${found.image.shown}`].filter(Boolean).join("; "));
       answer.replaceChildren(...answers(found));
     } catch (error) {
-      if (!signal.aborted) say(error instanceof TypeError ? "no answer from the service" : error.message);
+      if (!signal.aborted) say(error instanceof TypeError ? "no answer from the service" : [error.message, error.body?.hint].filter(Boolean).join(" "));
     } finally {
       input.value = ""; // So that the same file can be chosen again.
     }
@@ -58,25 +60,24 @@ export function predictBox(at, signal) {
     context.drawImage(image, 0, 0, canvas.width, canvas.height);
   }
 
-  async function predicted(file) {
+  async function predicted(file, say) {
     const headers = { "Content-Type": "application/octet-stream" };
-    const first = await request(`${at}/predict`, { method: "POST", body: file, headers, signal });
-    let job = await first.json();
-    // 202: no worker was free in time. The job of the prediction is polled until it has ended.
-    while (first.status === 202 && !job.result) {
-      if (["failed", "cancelled"].includes(job.status)) throw new Error(job.error?.message || `the prediction was ${job.status}`);
-      status.textContent = job.waiting?.message ? `Waiting: ${job.waiting.message}` : "Waiting for the answer of a worker …";
+    let found = await json(`${at}/predict`, { method: "POST", body: file, headers, signal });
+    // The request has waited as long as it may: the prediction is asked for until it has an answer.
+    while (["waiting", "running"].includes(found.state)) {
+      say(found.message ? `Waiting: ${found.message}` : "Waiting for the answer of a worker …");
       await new Promise((resolve) => setTimeout(resolve, PAUSE_MS));
-      job = await json(first.headers.get("Location") || job.links.self, { signal });
+      found = await json(`/v1/predictions/${encodeURIComponent(found.id)}`, { signal });
     }
-    return job.result || job;
+    if (found.state === "failed") throw new Error([found.error.message, found.error.hint].filter(Boolean).join(" "));
+    return found.answer;
   }
 
   return [h("h2", null, "Try it"), h("div", { class: "try" }, zone, answer)];
 }
 
 /** The top classes of each model with their probabilities, whether teacher and student agree, and what is to be known. */
-export function answers(found) {
+function answers(found) {
   const models = MODELS.filter(([name]) => found[name]).map(([name, heading]) => h("section", { class: "answer" },
     h("h3", null, heading, found[name].architecture && h("span", { class: "models" }, found[name].architecture)),
     h("ol", null, found[name].top.map(bar))));

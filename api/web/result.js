@@ -1,13 +1,12 @@
-// What a job has found: the verdict with its intervals, the models side by side, evaluations, benchmarks, predictions.
+// What a job has found: the verdict with its intervals, the models side by side, evaluations, exports, benchmarks.
 
 import {
-  bytes, count, displayName, duration, h, milliseconds, percent, points, range, svg, teacherCheck, TERMINAL,
+  bytes, count, displayName, duration, h, percent, points, range, short, svg, teacherCheck, TERMINAL,
 } from "./common.js";
-import { answers } from "./predict.js";
 
 /** The part of a job's page with its result, by the kind of the job. */
 export function result(job, data) {
-  const shown = { distillation: report, evaluation, export: exported, benchmark, prediction }[job.kind];
+  const shown = { distillation: report, evaluation, export: exported, benchmark }[job.kind];
   if (shown) return shown(job, data);
   return job.result ? h("pre", { tabindex: 0 }, JSON.stringify(job.result, null, 2)) : pending(job, "result");
 }
@@ -27,6 +26,7 @@ function report(job, data) {
   const row = (name, value, kind) => h("tr", { class: kind }, h("th", { scope: "row" }, name),
     columns.map(([, model, css]) => h("td", { class: `number ${css}` }, model ? value(model) : "–")));
   const check = !teacher && job.teacher_check;
+  const further = Object.fromEntries(Object.entries(others || {}).filter(([name]) => !(proof && /-seed-\d+$/.test(name))));
   return [
     student && figures(proof, gain),
     verdict && h("p", { class: "verdict" }, verdict),
@@ -45,7 +45,7 @@ function report(job, data) {
     dataFacts(job.result?.dataset || data, images),
     proof && seeds(proof),
     job.result?.classes && worstClasses(job.result.classes),
-    Object.keys(others || {}).length > 0 && otherModels(others),
+    Object.keys(further).length > 0 && otherModels(further),
     timings(job.result?.timings),
   ];
 }
@@ -59,21 +59,32 @@ function architectures({ resolved_spec: spec }, heading) {
 /** Gap closed and gain with their intervals. A report of an earlier version has the gain alone. */
 function figures(proof, gain) {
   if (!proof) return gain != null && h("div", { class: "proof" }, gainFigure({ value: gain }));
+  const ruling = rulingOf(proof);
+  const whole = (value) => percent(value, 0);
+  const why = proof.no_gap?.message || `its interval over ${proof.over_seeds.seeds} seeds has no bounds: more seeds are needed`;
   return h("div", { class: "proof" },
-    proof.gap_closed ? figure("Gap closed", "The part of the way from the student alone to its teacher: (student − alone) / (teacher − alone)",
-      percent(proof.gap_closed.value, 0), bounds(proof.gap_closed, (value) => percent(value, 0)), tone(proof.gap_closed), scale(proof.gap_closed, true))
-      : proof.no_gap && h("div", { class: "figure" }, h("span", { class: "label" }, "Gap closed"), h("b", null, "not stated"),
-        h("span", { class: "interval" }, proof.no_gap.message)),
-    proof.gain && gainFigure(proof.gain));
+    ruling.gap ? figure("Gap closed", "The part of the way from the student alone to its teacher: (student − alone) / (teacher − alone)",
+      whole(ruling.gap.value), bounds(ruling.gap, whole) + ruling.scope, tone(ruling.gap), scale(ruling.gap, true))
+      : (proof.no_gap || ruling.gain) && h("div", { class: "figure" }, h("span", { class: "label" }, "Gap closed"), h("b", null, "not stated"),
+        h("span", { class: "interval" }, why)),
+    ruling.gain && gainFigure(ruling.gain, ruling.scope));
 }
 
-const gainFigure = (gain) => figure("Gain over the student alone", "Points of accuracy above the same student trained without a teacher",
-  `${points(gain.value)} points`, bounds(gain, points), tone(gain), gain.low != null && scale(gain, false));
+/** The figures that the sentence of the verdict is about: of several seeds their means, unless the images leave it open. */
+function rulingOf({ gap_closed: gap, gain, over_seeds: over }) {
+  if (!over?.gain) return { gap, gain, scope: "" };
+  if (over.gain_on_other_images) return { gap: over.gap_closed_on_other_images, gain: over.gain_on_other_images, scope: ", for other seeds and images" };
+  if (gain.low <= 0 && gain.high >= 0) return { gap, gain, scope: ", for other images, with the delivered seed" };
+  return { gap: over.gap_closed, gain: over.gain, scope: ", for other seeds" };
+}
+
+const gainFigure = (gain, scope = "") => figure("Gain over the student alone", "Points of accuracy above the same student trained without a teacher",
+  `${points(gain.value)} points`, gain.low != null && bounds(gain, points) + scope, tone(gain), gain.low != null && scale(gain, false));
 
 const figure = (label, title, value, interval, css, drawing) => h("div", { class: "figure", title },
   h("span", { class: "label" }, label), h("b", { class: css }, value), interval && h("span", { class: "interval" }, interval), drawing);
 
-const bounds = ({ low, high }, text) => low != null && `95 % interval ${text(low)} to ${text(high)}`;
+const bounds = ({ low, high }, text) => `95 % interval ${text(low)} to ${text(high)}`;
 /** Good or bad only if the interval says so. Without an interval the sign decides. */
 const tone = ({ value, low = value, high = value }) => (low > 0 ? "up" : high < 0 ? "down" : "");
 
@@ -118,19 +129,21 @@ function rowsOfMeasures(report, columns) {
       h("td", { class: `number ${css}` }, percent(value(key[column]))))));
 }
 
-/** The figures of each seed, and over the seeds. */
-function seeds({ seeds: each, over_seeds: over }) {
+/** The figures of each seed, and their means. */
+function seeds({ gap_closed: gap, gain, seeds: each, over_seeds: over }) {
   if (!each || each.length < 2) return null;
   const whole = (value) => percent(value, 0);
-  const cell = (one, text) => h("td", { class: "number" }, text(one?.value ?? one), one?.low != null && h("span", { class: "interval" }, bounds(one, text)));
-  const row = (name, student, alone, gain, gap) => h("tr", null, h("th", { scope: "row" }, name),
-    cell(student, percent), cell(alone, percent), cell(gain, points), cell(gap, whole));
-  return h("table", { class: "further" },
-    h("thead", null, h("tr", null, ["Seed", "Student", "Student alone", "Gain", "Gap closed"].map((name, at) => h("th", { scope: "col", class: at ? "number" : null }, name)))),
+  const ends = ({ low, high }, text) => h("span", { class: "interval" }, `${text(low)} to ${text(high)}`);
+  const cell = (name, one, text) => h("td", { class: "number", "data-label": name }, text(one?.value ?? one), one?.low != null && ends(one, text));
+  const row = (name, student, alone, gained, closed) => h("tr", null, h("th", { scope: "row" }, name),
+    cell("Student", student?.value ?? student, percent), cell("Student alone", alone?.value ?? alone, percent), cell("Gain", gained, points), cell("Gap closed", closed, whole));
+  return h("table", { class: "further stacked" },
+    h("thead", null, h("tr", null, ["", "Student", "Student alone", "Gain", "Gap closed"].map((name, at) => h("th", { scope: "col", class: at ? "number" : null }, name)))),
     h("tbody", null,
-      each.map((one) => row(String(one.seed), one.student, one.alone, one.alone == null ? null : one.student - one.alone, one.gap_closed)),
-      over && row("Over seeds", over.student, over.alone, over.gain, over.gap_closed),
-      over?.gain_on_other_images && row("Over seeds and images", null, null, over.gain_on_other_images, over.gap_closed_on_other_images)));
+      each.map((one, at) => row(`Seed ${one.seed}${at ? "" : ", delivered"}`, one.student, one.alone,
+        at ? (one.alone == null ? null : one.student - one.alone) : gain, at ? one.gap_closed : gap)),
+      over && row("Mean, for other seeds", over.student, over.alone, over.gain, over.gap_closed),
+      over?.gain_on_other_images && row("Mean, for other seeds and images", over.student, over.alone, over.gain_on_other_images, over.gap_closed_on_other_images)));
 }
 
 /** The classes on which the student is least accurate; the report has images of them. */
@@ -147,12 +160,12 @@ function worstClasses({ worst, teacher, alone }) {
 
 /** What took the time of a job, in a line; null for an earlier version. What took less than 0.05 s is left out. */
 function timings(all) {
-  const short = (seconds) => (seconds < 10 ? `${seconds.toFixed(1)} s` : duration(seconds));
+  const brief = (seconds) => (seconds < 10 ? `${seconds.toFixed(1)} s` : duration(seconds));
   const part = ([name, value]) => {
     const trials = typeof value === "object" ? Object.entries(value) : [];
     const seconds = trials.length ? trials.reduce((sum, [, one]) => sum + one, 0) : value;
-    const each = trials.map(([trial, one]) => `${trial} ${short(one)}`).join(", ");
-    return seconds >= 0.05 && `${name.replaceAll("_", " ")} ${short(seconds)}${trials.length > 1 ? ` (${each})` : ""}`;
+    const each = trials.map(([trial, one]) => `${displayName(trial)} ${brief(one)}`).join(", ");
+    return seconds >= 0.05 && `${name.replaceAll("_", " ")} ${brief(seconds)}${trials.length > 1 ? ` (${each})` : ""}`;
   };
   const parts = Object.entries(all || {}).map(part).filter(Boolean);
   return parts.length > 0 && h("p", { class: "quiet" }, `Time: ${parts.join(", ")}.`);
@@ -234,17 +247,18 @@ function exported(job) {
   ];
 }
 
-/** Any facts as a table: names for people, numbers grouped, lists of latencies in words. */
+/** The size of a network; its latencies are in the box of files, a row for each format. */
 function benchmark(job) {
   if (!job.result) return pending(job, "table of speeds");
-  const skipped = ["warnings", "latency", "digest", "seconds", "timings", "computing"];
-  const plain = Object.entries(job.result).filter(([name, value]) => !skipped.includes(name) && value !== null && typeof value !== "object");
-  const text = (name, value) => (name === "bytes" || name.endsWith("_bytes") ? bytes(value) : typeof value === "number" ? count(value) : String(value));
-  const fact = (name, value) => h("tr", null, h("th", { scope: "row" }, name), h("td", { class: "number" }, value));
-  return h("table", null, h("tbody", null,
-    (job.result.latency || []).map((one) => fact(`Latency of ${one.batch === 1 ? "1 image" : `${one.batch} images`}`,
-      `${milliseconds(one.p50_ms)} (95 % below ${milliseconds(one.p95_ms)})`)),
-    plain.map(([name, value]) => fact(name.replace(/^./, (letter) => letter.toUpperCase()).replaceAll("_", " "), text(name, value)))));
+  const found = job.result;
+  const [height, width] = found.image_size;
+  const fact = (name, text) => h("tr", null, h("th", { scope: "row" }, name), h("td", { class: "number" }, text));
+  return [
+    h("table", null, h("tbody", null,
+      fact("Network", found.architecture), fact("Parameters", count(found.parameters)), fact("Size", bytes(found.bytes)),
+      fact("Multiplications of one image", found.macs == null ? "not known" : short(found.macs)),
+      fact("Input", `${found.channels} × ${height} × ${width}`), fact("Classes", count(found.num_classes)),
+      fact("Device", [found.device.name || found.device.kind, `${found.threads} thread${found.threads === 1 ? "" : "s"}`].join(", ")))),
+    h("p", { class: "quiet" }, "On a machine that does other work meanwhile latencies are larger."),
+  ];
 }
-
-const prediction = (job) => (job.result ? h("div", { class: "answers" }, answers(job.result)) : pending(job, "answer"));

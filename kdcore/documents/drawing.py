@@ -8,11 +8,14 @@ from dataclasses import dataclass
 
 from base.wire import ReliabilityBin
 
-WIDTH, HEIGHT = 360, 210
-LEFT, RIGHT, TOP, BOTTOM = 48, 10, 10, 26
+WIDTH, HEIGHT = 270, 190
+LEFT, RIGHT, TOP, BOTTOM = 44, 10, 10, 26
 """Margins around the plotted area, in pixels."""
 SIDE = 190
 """Of a reliability diagram."""
+LARGEST_DOT = 11
+"""The radius of a bin that has all images."""
+SPAN_WIDTH = 360
 TICKS = 4
 
 Point = tuple[float, float]
@@ -50,16 +53,20 @@ class Chart:
     bottom: int = BOTTOM
 
 
+Dot = tuple[float, float, float]
+"""A bin's mean confidence and accuracy as the centre of a circle, and its radius: the area is its share of the
+images."""
+
+
 @dataclass(frozen=True)
 class Reliability:
     """Accuracy over confidence; the diagonal is perfect calibration."""
 
     bars: Sequence[tuple[float, float, float, float]]
     """Left, top, width and height of each bin's accuracy."""
-    before: Sequence[tuple[float, float, float]]
-    """Centre and radius of each bin's mean confidence and accuracy; the area is its share of the images."""
-    after: str
-    """The same with the fitted temperature, as points of a polyline; empty without one."""
+    before: Sequence[Dot]
+    after: Sequence[Dot]
+    """With the fitted temperature; empty without one."""
     side: int = SIDE
 
 
@@ -72,7 +79,7 @@ class Span:
     high: float
     zero: float
     ticks: Sequence[Tick]
-    width: int = WIDTH
+    width: int = SPAN_WIDTH
 
 
 def line_chart(title: str, series: Mapping[str, Sequence[Point]], unit: str = "") -> Chart | None:
@@ -116,21 +123,31 @@ def ticks(low: float, high: float, count: int = TICKS) -> list[float]:
 
 def reliability(before: Sequence[ReliabilityBin], after: Sequence[ReliabilityBin] | None) -> Reliability:
     """Return a reliability diagram of bins of equal width."""
-    width, images = SIDE / len(before), sum(one["images"] for one in before)
-    bars, dots = [], []
-    for number, one in enumerate(before):
-        if one["accuracy"] is None or one["confidence"] is None:
-            continue
-        height = one["accuracy"] * SIDE
-        bars.append((round(number * width, 1), round(SIDE - height, 1), round(width, 1), round(height, 1)))
-        radius = max(1.5, 9 * math.sqrt(one["images"] / images))
-        dots.append((round(one["confidence"] * SIDE, 1), round(SIDE - height, 1), round(radius, 1)))
-    corrected = " ".join(
-        f"{one['confidence'] * SIDE:.1f},{SIDE - one['accuracy'] * SIDE:.1f}"
-        for one in after or ()
+    width = SIDE / len(before)
+    bars = [
+        (
+            round(number * width, 1),
+            round(SIDE - one["accuracy"] * SIDE, 1),
+            round(width, 1),
+            round(one["accuracy"] * SIDE, 1),
+        )
+        for number, one in enumerate(before)
+        if one["accuracy"] is not None
+    ]
+    return Reliability(bars, _dots(before), _dots(after or ()))
+
+
+def _dots(bins: Sequence[ReliabilityBin]) -> list[Dot]:
+    images = sum(one["images"] for one in bins)
+    return [
+        (
+            round(one["confidence"] * SIDE, 1),
+            round(SIDE - one["accuracy"] * SIDE, 1),
+            round(max(1.5, LARGEST_DOT * math.sqrt(one["images"] / images)), 1),
+        )
+        for one in bins
         if one["accuracy"] is not None and one["confidence"] is not None
-    )
-    return Reliability(bars, dots, corrected)
+    ]
 
 
 def span(low: float, value: float, high: float, bounds: Point) -> Span:
@@ -138,7 +155,7 @@ def span(low: float, value: float, high: float, bounds: Point) -> Span:
     least, most = min(bounds[0], low), max(bounds[1], high)
 
     def place(number: float) -> float:
-        return round(10 + (number - least) / (most - least) * (WIDTH - 20), 1)
+        return round(10 + (number - least) / (most - least) * (SPAN_WIDTH - 20), 1)
 
     marks = [Tick(place(at), f"{100 * at:.6g}") for at in ticks(least, most)]
     return Span(place(low), place(value), place(high), place(0.0), marks)

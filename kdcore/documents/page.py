@@ -10,7 +10,8 @@ import base64
 import hashlib
 import io
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from importlib.resources import files
 from typing import Any
@@ -35,9 +36,10 @@ SHOWN_POINTS = 250
 """Of a curve, so that the page stays small."""
 CHARTS = (
     ("validation/accuracy", "Accuracy on held-out images", "%"),
-    ("train/loss", "Training loss", ""),
+    ("train/label_loss", "Loss on the labels, in training", ""),
     ("train/distillation_loss", "Distillation loss", ""),
 )
+MARKDOWN = "card.md.jinja"
 MODELS = {"teacher": "teacher", "student": "student", "alone": "student alone"}
 PHASES = {
     "imports": "before its start: imports",
@@ -54,7 +56,7 @@ PHASES = {
 
 def html(report: Mapping[str, Any], spec: Mapping[str, Any], curves: Curves, pictures: Mapping[int, bytes]) -> str:
     """Return the page. `spec`: the resolved one. `pictures`: PNG files of test images by their row."""
-    template = _environment().get_template("report.html.jinja")
+    template = environment().get_template("report.html.jinja")
     style = _file("report.css")
     return template.render(
         report=report,
@@ -231,10 +233,15 @@ def _cache(report: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 @cache
-def _environment() -> jinja2.Environment:
+def environment() -> jinja2.Environment:
+    """Return the templates of the documents. Those of HTML escape what they are given; Markdown has a filter for it."""
     loader = jinja2.FunctionLoader(_file)
     environment = jinja2.Environment(
-        loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+        loader=loader,
+        autoescape=jinja2.select_autoescape(enabled_extensions=("html.jinja",), default=False),
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
     )
     environment.filters |= FILTERS
     return environment
@@ -250,7 +257,8 @@ def _hash(style: str) -> str:
 
 
 def percent(fraction: float | None, digits: int = 1) -> str:
-    return "–" if fraction is None else f"{100 * fraction:.{digits}f} %"
+    """Return a fraction in percent, with a space at which no line is broken."""
+    return "–" if fraction is None else f"{100 * fraction:.{digits}f}\u00a0%".replace("-", "−")
 
 
 def points(fraction: float | None) -> str:
@@ -281,10 +289,11 @@ def duration(seconds: float | None) -> str:
     return f"{minutes} min {rest} s" if minutes < 100 else f"{minutes // 60} h {minutes % 60} min"
 
 
-def listed(names: Iterable[str]) -> str:
-    return ", ".join(names)
+def markdown(text: object) -> str:
+    """Return text from outside as Markdown that shows it as it is, in one line."""
+    return re.sub(r"([\\`*_{}\[\]<>|#~!$&])", r"\\\1", " ".join(str(text).split()))
 
 
 FILTERS: dict[str, Callable[..., str]] = {
-    "percent": percent, "points": points, "number": number, "size": size, "duration": duration, "listed": listed,
+    "percent": percent, "points": points, "number": number, "size": size, "duration": duration, "markdown": markdown,
 }  # fmt: skip

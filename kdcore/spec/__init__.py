@@ -1,6 +1,6 @@
 """The job spec: its classes, how a body is read, the rules between its fields, and how its defaults are resolved."""
 
-from kdcore.spec.baselines import Difference, alone, data_differences, differences
+from kdcore.spec.baselines import Difference, alone, baseline_key, data_differences, differences, offered_key
 from kdcore.spec.doubts import dataset_warnings, grey_as_colour, model_warnings, spec_warnings
 from kdcore.spec.evaluation import (
     EvaluationSpec,
@@ -49,7 +49,7 @@ from kdcore.spec.rules import (
     not_the_own_images,
     tags_without_weights,
 )
-from kdcore.spec.shipping import INT8, ExportFormat, ExportOptions, Formats, Quantization
+from kdcore.spec.shipping import INT8, Document, ExportFormat, ExportOptions, Formats, Quantization
 from kdcore.spec.vocabulary import Pair
 
 __all__ = [
@@ -65,6 +65,7 @@ __all__ = [
     "DataOptions",
     "Dataset",
     "Difference",
+    "Document",
     "EvaluationSpec",
     "ExportFormat",
     "ExportOptions",
@@ -96,6 +97,7 @@ __all__ = [
     "Unlabelled",
     "alone",
     "as_typed",
+    "baseline_key",
     "data_differences",
     "dataset_warnings",
     "differences",
@@ -111,6 +113,7 @@ __all__ = [
     "model_warnings",
     "not_the_own_images",
     "numbered",
+    "offered_key",
     "parse",
     "parse_evaluation",
     "preprocessing",

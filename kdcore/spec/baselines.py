@@ -1,9 +1,13 @@
-"""The comparison of a job with an earlier one that is to be its baseline: the same student, trained alone."""
+"""The comparison of a job with an earlier one that is to be its baseline: the same student, trained alone; and the key
+by which such a job is found."""
 
+import hashlib
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from base.references import FILE
 from base.text import STORED
 from kdcore.catalog import DatasetFacts
 from kdcore.spec.job import Dataset, JobSpec
@@ -11,6 +15,8 @@ from kdcore.spec.methods.schemes import Supervised
 
 DO_NOT_COUNT = ("checkpoint_every_s", "device", "threads", "kernels", "step", "overlap")
 """Fields of the training that do not change which student it makes, but for its rounding."""
+MAY_DIFFER = ("checkpoint_every_s", "overlap")
+"""Of these, the fields that do not change its rounding either: a student alone has no teacher beside it."""
 NOT_RECORDED = "not recorded"
 """Stands for a field that the stored spec of a job lacks: the version that ran it did not have the field."""
 
@@ -60,7 +66,35 @@ def differences(spec: JobSpec, stored: Mapping[str, Any]) -> list[Difference]:
         *_compare("dataset", spec.dataset.resolved().model_dump(mode="json"), _dataset(stored)),
         *_compare("alpha", 1.0, stored["alpha"] if supervised else 1.0),
         *_compare("training", _that_count(mine), _that_count(stored)),
+        *_compare("quantization", _quantization(mine), _quantization(stored)),
     ]
+
+
+def baseline_key(resolved: Mapping[str, Any]) -> str | None:
+    """Return the digest (sha256, hex) of all in a resolved spec that decides the bits of its student alone: network and
+    start, data, recipe, and how it is computed as far as the spec says. None if a file is named by its path."""
+    student, dataset = _first(resolved["student"]), _dataset(resolved)
+    if any((name or "").startswith(FILE) for name in (student.get("checkpoint"), dataset["source"])):
+        return None
+    decides = {
+        "student": student,
+        "dataset": dataset,
+        "training": {
+            **_that_count(resolved),
+            **{name: resolved["training"].get(name) for name in DO_NOT_COUNT if name not in MAY_DIFFER},
+        },
+        "quantization": _quantization(resolved),
+    }
+    return hashlib.sha256(json.dumps(decides, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def offered_key(resolved: Mapping[str, Any]) -> str | None:
+    """Return the key of the student alone that a job of this resolved spec trains; None if it trains none."""
+    if resolved.get("baseline") == "train":
+        return baseline_key(resolved)
+    method = resolved.get("method")
+    is_supervised = isinstance(method, Mapping) and method.get("name") == Supervised().name
+    return baseline_key(resolved) if is_supervised and resolved.get("alpha") == 1 else None
 
 
 def data_differences(facts: DatasetFacts, stored: Mapping[str, Any]) -> list[Difference]:
@@ -96,6 +130,12 @@ def _that_count(spec: Mapping[str, Any]) -> dict[str, Any]:
     ):
         training["augmentation"] = {name: value for name, value in augmentation.items() if name != "store_size"}
     return training
+
+
+def _quantization(spec: Mapping[str, Any]) -> Any:
+    """Return how a spec's training for int8 counts; None without one."""
+    given = spec.get("quantization")
+    return given if given and given.get("aware", True) else None
 
 
 def _compare(field: str, here: Any, there: Any) -> Iterator[Difference]:

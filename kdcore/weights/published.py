@@ -53,6 +53,8 @@ class Published:
     url: str | None = None
     repository: str | None = None
     sha256_prefix: str = ""
+    licence: str | None = None
+    """As the library states it; torchvision states none of its weights."""
 
 
 def find(name: str) -> Published:
@@ -144,7 +146,9 @@ def _of_timm(name: str) -> Published:
         image_size=(height, width),
         file=file,
     )
-    return Published(f"{PREFIX}{name}", facts, url=config.url or None, repository=config.hf_hub_id)
+    return Published(
+        f"{PREFIX}{name}", facts, url=config.url or None, repository=config.hf_hub_id, licence=config.license
+    )
 
 
 def _such_as(names: Any) -> str | None:

@@ -19,7 +19,7 @@ from api.app import create_app
 from bench.browser import CHROMIUM, FLAGS, MISSING, Browser
 from bench.browser import browser as start_browser
 from kdcore.catalog.facts import LeftOut
-from store import alerts, checkpoints, lifecycle, metrics, registry
+from store import alerts, checkpoints, lifecycle, metrics, predictions, registry
 from store.artifacts import NewArtifact
 from store.database import Database
 from store.file_store import FileStore
@@ -475,11 +475,13 @@ def finished(settings: Settings, address: str, report: dict[str, Any], **spec: A
         "alone": measured(0.85, "convnet8"),
         "gain": 0.05,
         "test_samples": 360,
+        "dataset": DATASET.model_dump(mode="json"),
         **report,
     }
-    file = NewArtifact("student.onnx", "5" * 64, 123_456, "application/octet-stream")
+    names = ("student.safetensors", "student.onnx")
+    files = [NewArtifact(name, "5" * 64, 123_456, "application/octet-stream") for name in names]
     with database.begin() as connection:
-        assert lifecycle.finish_succeeded(connection, job["id"], fence, whole, [file])
+        assert lifecycle.finish_succeeded(connection, job["id"], fence, whole, files)
     database.dispose()
     return job
 
@@ -512,16 +514,16 @@ PROOF = {
 def test_job_page_begins_with_the_verdict_and_its_intervals(settings: Settings, address: str, browser: Browser) -> None:
     report = {"version": 2, "verdict": "Distilling closed half of the <b>gap</b>.", "proof": PROOF}
     job = finished(settings, address, report)
-    browser.open(f"{address}/#/jobs/{job['id']}", 1200, "Over seeds")
+    browser.open(f"{address}/#/jobs/{job['id']}", 1200, "Mean, for other seeds")
     shown = " ".join(browser.value("document.querySelector('.result').innerText").split())
     assert shown.startswith(
-        "Gap closed 50 % 95 % interval 31 % to 72 % alone teacher"
-        " Gain over the student alone +5.0 points 95 % interval +2.1 to +8.3 no gain"
+        "Gap closed 55 % 95 % interval 10 % to 99 %, for other seeds alone teacher"
+        " Gain over the student alone +5.5 points 95 % interval +1.0 to +10.0, for other seeds no gain"
         " Distilling closed half of the <b>gap</b>."
     ), shown
-    assert "7 90.0 % 85.0 % +5.0 50 %" in shown and "8 91.0 % 85.0 % +6.0 60 %" in shown
-    assert "Over seeds 90.5 % 95 % interval 84.0 % to 97.0 % 85.0 %" in shown
-    assert "+5.5 95 % interval +1.0 to +10.0 55 % 95 % interval 10 % to 99 %" in shown
+    assert "Seed 7, delivered 90.0 % 85.0 % +5.0 +2.1 to +8.3 50 % 31 % to 72 %" in shown
+    assert "Seed 8 91.0 % 85.0 % +6.0 60 %" in shown
+    assert "Mean, for other seeds 90.5 % 85.0 % +5.5 +1.0 to +10.0 55 % 10 % to 99 %" in shown
     assert "Distillation gained" not in shown
     assert browser.value("[...document.querySelectorAll('.proof b')].map((one) => one.className)") == ["up", "up"]
 
@@ -538,7 +540,7 @@ def test_job_page_of_a_job_that_gained_nothing_states_no_gap(
     assert f"Gap closed not stated {message}" in shown
     assert "+1.0 points 95 % interval −2.0 to +3.0" in shown
     assert browser.value("[...document.querySelectorAll('.proof b')].map((one) => one.className)") == ["", ""]
-    assert "Over seeds" not in shown
+    assert "for other seeds" not in shown
 
 
 def file_row(name: str, kind: str, **more: Any) -> dict[str, Any]:
@@ -565,7 +567,8 @@ def test_job_page_shows_each_file_with_its_figures_and_why_one_was_refused(
     assert "int8 after the training refused it is right on 12.0 %" in shown
     assert "measured on A <i>CPU</i>, 1 thread" in shown
     links = browser.value("[...document.querySelectorAll('.files a')].map((one) => one.getAttribute('href'))")
-    assert links == [f"/v1/jobs/{job['id']}/artifacts/student.onnx"]
+    names = ("student.onnx", "student.safetensors")
+    assert links == [f"/v1/jobs/{job['id']}/artifacts/{name}" for name in names]
 
 
 def test_job_page_shows_the_data_and_the_teacher_before_the_training_ends(
@@ -597,6 +600,54 @@ def test_job_page_shows_alerts(settings: Settings, address: str, browser: Browse
     assert "validation/accuracy is 0.633, below 0.7, in epoch 2" in browser.value(
         "document.querySelector('.alerts').innerText"
     )
+
+
+def prediction_answered(settings: Settings, answer: dict[str, Any]) -> None:
+    """Answer the one prediction that waits, as a worker does."""
+    database = Database(settings.database_url)
+    deadline = time.monotonic() + 30
+    claimed = None
+    while claimed is None:
+        assert time.monotonic() < deadline
+        with database.begin() as connection:
+            claimed = predictions.claim(connection, "worker-1")
+        time.sleep(0.02)
+    with database.begin() as connection:
+        assert predictions.finish(connection, claimed.id, "worker-1", **answer)
+    database.dispose()
+
+
+def test_job_page_shows_the_answers_to_an_image_that_is_dropped_on_it(
+    settings: Settings, address: str, browser: Browser
+) -> None:
+    job = finished(settings, address, {})
+    browser.open(f"{address}/#/jobs/{job['id']}", 1200, "choose a file")
+    drop = (
+        "(() => { const data = new DataTransfer(); data.items.add(new File(['picture'], 'cat.png'));"
+        " document.querySelector('.zone').dispatchEvent(new DragEvent('drop',"
+        " { dataTransfer: data, bubbles: true, cancelable: true })); })()"
+    )
+    cat, dog = ({"class": name, "number": 0, "probability": 0.75} for name in ("<b>cat</b>", "dog"))
+    answer = {
+        "teacher": {"architecture": "convnet32", "top": [cat]},
+        "student": {"architecture": "convnet8", "top": [dog, cat]},
+        "alone": None,
+        "agree": False,
+        "image": {"width": 9, "height": 9, "kinds": [], "shown": "as it is"},
+        "notes": ["a <i>note</i>"],
+        "seconds": 0.1,
+    }
+    browser.value(drop)
+    prediction_answered(settings, {"answer": answer})
+    browser.wait("differ")
+    shown = " ".join(browser.value("document.querySelector('.try').innerText").split())
+    assert "cat.png; shown to the networks: as it is" in shown
+    assert "Teacher convnet32 <b>cat</b> 75.0 % Student convnet8 dog 75.0 % <b>cat</b> 75.0 %" in shown
+    assert "Teacher and student differ. Note: a <i>note</i>." in shown
+    browser.value(drop)
+    error = {"code": "dataset_unreadable", "message": "it is no picture", "retryable": False, "hint": "send a PNG"}
+    prediction_answered(settings, {"error": error})
+    browser.wait("it is no picture")
 
 
 def test_list_page_names_filters_that_it_does_not_know(address: str, browser: Browser) -> None:

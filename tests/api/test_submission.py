@@ -3,12 +3,15 @@
 from typing import Any
 
 import pytest
+from sqlalchemy import update
 
 from api import references
 from api.inspections import Refused
+from base.warning import WarningItem
 from kdcore.catalog import ModelFacts, NamedStartFacts, StartFacts
 from kdcore.catalog.facts import Loading
 from kdcore.spec import Dataset, parse
+from store import tables
 from tests.api.conftest import DATASET, LOGITS, MODEL, ONNX, PROGRAM, START, SUPERVISED, Service, problem
 
 pytestmark = pytest.mark.anyio
@@ -385,6 +388,71 @@ async def test_references_baseline_of_a_distilled_job_is_its_own_student_alone(s
     await service.succeed((await service.http.get("/v1/jobs")).json()["data"][0]["id"])
     fault = (await faults_of(service, kd(training={"batch_size": 8}, baseline=f"job:{with_alone}")))["/baseline"]
     assert (fault["allowed"], fault["got"]) == (["training.batch_size: 8"], ["training.batch_size: 64"])
+
+
+async def found_baseline(client: Service, **changes: object) -> tuple[str, list[str]]:
+    """The baseline of a resolved spec, and the messages of `baseline_found`. The spec is strict."""
+    given = {"checkpoint": "model:big", "preprocessing": {"mean": [0.5], "std": [0.5]}}
+    changes = {"teacher": given, "strict": True, **changes}
+    answer = (await client.http.post("/v1/jobs/validate?probe=false", json=kd(**changes))).json()
+    assert answer["valid"], answer["errors"]
+    return answer["resolved_spec"]["baseline"], [
+        one["message"] for one in answer["warnings"] if one["code"] == "baseline_found"
+    ]
+
+
+async def test_baseline_that_another_job_trained_alone_is_found(service: Service) -> None:
+    await teacher(service)
+    assert await found_baseline(service, baseline="train") == ("train", [])
+    job_id = await service.submit(training={"epochs": 240})
+    assert await found_baseline(service, baseline="train") == ("train", []), "it has not ended"
+    made = await service.succeed(job_id)
+    expected = f"blob:sha256:{made['student.safetensors']}"
+    baseline, (message,) = await found_baseline(service, baseline="train", method="dkd")
+    assert baseline == expected and job_id in message
+    assert (await accepted(service, kd(baseline="train")))["baseline"] == expected
+    assert await found_baseline(service, baseline="train_anew") == ("train", [])
+    assert await found_baseline(service, baseline="train", seeds=2) == ("train", [])
+    for other in ({"seed": 1}, {"epochs": 3}, {"threads": 3}, {"kernels": "eager"}, {"precision": "fp32"}):
+        assert await found_baseline(service, baseline="train", training=other) == ("train", [])
+    baseline, _ = await found_baseline(service, baseline="train", training={"checkpoint_every_s": 3, "overlap": True})
+    assert baseline == expected
+
+
+async def test_baseline_of_a_distilled_job_is_found_if_the_job_trained_and_kept_it(service: Service) -> None:
+    await teacher(service)
+    for method in ("kd", "dkd"):
+        job_id = (await service.http.post("/v1/jobs", json=kd(baseline="train", method=method))).json()["id"]
+        files = {"alone.safetensors": b"weights of the student alone"} if method == "dkd" else {}
+        made = await service.succeed(job_id, files=files)
+        baseline, _ = await found_baseline(service, baseline="train")
+        assert baseline == ("train" if method == "kd" else f"blob:sha256:{made['alone.safetensors']}")
+    labels = await service.http.patch(f"/v1/jobs/{job_id}", json={"labels": {"kept": "yes"}})
+    assert labels.status_code == 200
+    assert (await found_baseline(service, baseline="train"))[0] == f"blob:sha256:{made['alone.safetensors']}"
+    await service.http.delete(f"/v1/jobs/{job_id}")
+    assert await found_baseline(service, baseline="train") == ("train", [])
+
+
+async def test_baseline_is_not_found_where_its_bits_or_images_may_be_others(service: Service) -> None:
+    await teacher(service)
+    unlike = [{"alpha": 0.5}, {"student": "convnet16"}]
+    for changes in unlike:
+        await service.succeed(await service.submit(training={"epochs": 240}, **changes))
+    job_id = await service.submit(training={"epochs": 240})
+    await service.succeed(job_id)
+    warned = [WarningItem("bits_not_repeatable", "/training", "fewer threads").as_dict()]
+    await service.db.write(lambda connection: connection.execute(update(tables.jobs).values(warnings=warned)))
+    assert await found_baseline(service, baseline="train") == ("train", [])
+
+
+async def test_baseline_of_another_project_is_not_found(service: Service) -> None:
+    await teacher(service)
+    await service.succeed(await service.submit(training={"epochs": 240}))
+    assert len((await found_baseline(service, baseline="train"))[1]) == 1
+    async with service.holder(await service.key(project="theirs", name="bob")) as theirs:
+        await teacher(theirs)
+        assert await found_baseline(theirs, baseline="train") == ("train", [])
 
 
 async def test_references_baseline_without_a_student_alone_is_refused(service: Service) -> None:

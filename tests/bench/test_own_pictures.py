@@ -60,16 +60,16 @@ def test_row_spec_starts_from_weights_only_where_the_row_says_so() -> None:
 def test_table_has_accuracy_interval_gain_finding_and_minutes() -> None:
     done = {TEACHER: _report(0.9)} | {row.name: _report(0.5) for row in ROWS}
     helped, harmed, unsure = [row.name for row in ROWS if row.method != ALONE][:3]
-    done[helped] = _report(0.6, 0.1, "The student is right on 60 %; distilling helped: 10.0 points above.")
-    done[harmed] = _report(0.4, -0.1, "The student is right on 40 %; distilling harmed: it is 10.0 points below.")
-    done[unsure] = _report(0.51, 0.01, "that is 1.0 points above the same student alone, no certain difference.")
+    done[helped] = _report(0.6, 0.1, "Distilling helped: the student is right on 60 %, 10.0 points above.")
+    done[harmed] = _report(0.4, -0.1, "Gap closed: -50 %; distilling harmed: the student is 10.0 points below.")
+    done[unsure] = _report(0.51, 0.01, "No measurable gain: the interval holds 0 (-2.0 to +4.0 points).")
     lines = table(done, BUDGET).splitlines()
     assert "10 epochs" in lines[0] and "64 pixels" in lines[0]
     # Wilson's interval of 50 of 100: (50 + 1.92 ± 1.96 √(25 + 0.96)) / 103.84.
     assert lines[5] == f"| {MOBILENET} | nothing | alone | 50.0 (40.4 to 59.6) | – | – | 1.5 |"
     assert lines[6].endswith("| +10.0 | helped | 1.5 |")
     assert lines[7].endswith("| -10.0 | harmed | 1.5 |")
-    assert lines[9].endswith("| +1.0 | not certain | 1.5 |")
+    assert lines[9].endswith("| +1.0 | not measurable | 1.5 |")
     assert len(lines) == 4 + 1 + len(ROWS)
 
 

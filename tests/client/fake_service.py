@@ -50,6 +50,8 @@ def listed(job: dict[str, Any]) -> dict[str, Any]:
     """Return a job as a list has it."""
     result = job["result"]
     figures = None if result is None else {"accuracy": result.get("student", result)["accuracy"]}
+    if result is not None and "proof" in result:
+        figures["gap_closed"] = result["proof"]["gap_closed"]
     absent = ("spec", "resolved_spec", "result", "warnings", "teacher_check")
     return {**{name: value for name, value in job.items() if name not in absent}, "figures": figures}
 
@@ -68,6 +70,14 @@ def waiting(
     """Fields of a queued job."""
     reasons = {"reason": reason, "message": message, "until": until, "jobs": list(jobs)}
     return {"status": "queued", "queue_position": position, "waiting": reasons}
+
+
+def prediction(**changes: Any) -> dict[str, Any]:
+    model = {"architecture": "convnet4", "top": [{"class": "cat", "number": 3, "probability": 0.931}]}
+    image = {"width": 300, "height": 200, "kinds": ["colour"], "shown": "the square in its middle"}
+    answer = {"teacher": model, "student": model, "alone": None, "agree": True, "image": image, "notes": []}
+    fields = {"id": "pred_1", "job": "job_1", "state": "answered", "message": None, "answer": answer, "error": None}
+    return {**fields, **changes}
 
 
 def attempt(number: int, **changes: Any) -> dict[str, Any]:

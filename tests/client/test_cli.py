@@ -21,6 +21,7 @@ from tests.client.fake_service import (
     job,
     listed,
     page,
+    prediction,
     problem,
     report,
     teacher_check,
@@ -30,7 +31,7 @@ from tests.client.fake_service import (
 JOBS = "POST /v1/jobs"
 PROMISED = (
     "up demo submit list show watch cancel pause resume retry download models datasets uploads methods workers storage "
-    "keys projects limits audit webhooks"
+    "keys projects limits audit webhooks predict"
 )
 
 
@@ -52,7 +53,7 @@ def test_help_lists_every_command():
 def test_submit_makes_a_spec_from_flags():
     fake = FakeService({JOBS: job(status="queued")})
     flags = "--dataset digits --teacher model:big --teacher-architecture resnet56 --student convnet4 --method kd"
-    numbers = "--temperature 4 --alpha 0.1 --beta 0.9 --epochs 15 --seed 3 --baseline train --name n"
+    numbers = "--temperature 4 --alpha 0.1 --beta 0.9 --epochs 15 --seed 3 --seeds 2 --baseline train --name n"
     done = run(fake, "submit", *flags.split(), *numbers.split(), "--set", "training.batch_size=64")
     assert done.exit_code == 0, done.output
     assert done.stdout == "job_1\n"
@@ -67,6 +68,7 @@ def test_submit_makes_a_spec_from_flags():
             "temperature": 4.0,
             "alpha": 0.1,
             "beta": 0.9,
+            "seeds": 2,
             "baseline": "train",
             "training": {"epochs": 15, "seed": 3, "batch_size": 64},
         }
@@ -965,3 +967,30 @@ def test_webhooks_deliveries_show_tries_and_the_last_error():
     for text in ("msg_1", "job.failed", "pending, next 2026-01-02T03:09:05.678Z", "the answer is 500", "2"):
         assert text in done.stdout
     assert json.loads(run(fake, "webhooks", "deliveries", "wh_1", "--json").stdout) == [DELIVERY]
+
+
+def test_predict_prints_the_models_side_by_side(tmp_path: Path):
+    picture = tmp_path / "cat.jpg"
+    picture.write_bytes(b"picture")
+    answer = prediction()["answer"]
+    other = {"architecture": "convnet4", "top": [{"class": "[red]dog", "number": 1, "probability": 0.5}]}
+    fake = FakeService({"POST /v1/jobs/job_1/predict": prediction(answer={**answer, "student": other, "agree": False})})
+    done = run(fake, "predict", "job_1", str(picture))
+    assert done.exit_code == 0, done.output
+    assert re.search(r"teacher +student", done.stdout) and "alone" not in done.stdout
+    assert re.search(r"cat 93.1 % +\[red\]dog 50.0 %", done.stdout)
+    assert "teacher and student do not agree" in done.stdout
+    assert "of 300 x 200 pixels, the student was shown the square in its middle" in done.stdout
+    assert json.loads(run(fake, "predict", "job_1", str(picture), "--json").stdout)["answer"]["agree"] is False
+
+
+def test_predict_without_an_answer_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    picture = tmp_path / "cat.jpg"
+    picture.write_bytes(b"picture")
+    error = {"code": "out_of_memory", "message": "too little memory", "retryable": True, "hint": None}
+    fake = FakeService({"POST /v1/jobs/job_1/predict": prediction(state="failed", answer=None, error=error)})
+    done = run(fake, "predict", "job_1", str(picture))
+    assert done.exit_code == 1 and done.stderr == "out_of_memory: too little memory\n"
+    refused = problem(422, "image_unreadable", "the image is no image")
+    done = run(FakeService({"POST /v1/jobs/job_1/predict": refused}), "predict", "job_1", str(picture))
+    assert done.exit_code == 2 and "the image is no image" in done.stderr

@@ -7,7 +7,7 @@ import pytest
 from base.defaults import DEFAULT_URL
 from client.errors import ApiError, InvalidInput, NotEnded, Unreachable
 from client.sdk import Distillery
-from tests.client.fake_service import FakeFiles, FakeService, attempt, job, page, problem
+from tests.client.fake_service import FakeFiles, FakeService, attempt, job, page, prediction, problem
 
 SPEC = {"dataset": "digits", "student": "convnet4", "method": "supervised"}
 
@@ -332,3 +332,19 @@ def test_ready_is_false_if_the_server_takes_no_jobs():
 def test_ready_raises_for_another_server():
     with pytest.raises(ApiError, match="not found"):
         FakeService({"GET /readyz": problem(404, "not_found")}).client().ready()
+
+
+def test_predict_sends_the_file_and_waits_for_the_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("client.sdk.PREDICTION_POLL_S", 0)
+    path = tmp_path / "cat.jpg"
+    path.write_bytes(b"picture")
+    waits = prediction(state="waiting", answer=None, message="it is next")
+    fake = FakeService({"POST /v1/jobs/job_1/predict": waits, "GET /v1/predictions/pred_1": [waits, prediction()]})
+    assert fake.client().predict("job_1", path)["state"] == "answered"
+    assert [one.method for one in fake.requests] == ["POST", "GET", "GET"]
+    assert fake.requests[0].content == b"picture"
+    fake = FakeService({"POST /v1/jobs/job_1/predict": waits})
+    assert fake.client().predict("job_1", b"bytes", timeout_s=0)["message"] == "it is next"
+    assert fake.requests[0].content == b"bytes"
+    with pytest.raises(InvalidInput, match="nowhere"):
+        fake.client().predict("job_1", "nowhere.png")

@@ -74,6 +74,9 @@ def test_report_table_lists_other_models_last():
         ("generation-10", "generation 10"),
         ("last", "last generation"),
         ("ensemble", "ensemble"),
+        ("student-seed-3", "student, seed 3"),
+        ("alone-seed-3", "student alone, seed 3"),
+        ("student-seed-3/fsp", "student, seed 3, fsp stage"),
         ("assistant-1/activation_boundary", "assistant 1, activation boundary stage"),
     ],
 )
@@ -97,6 +100,53 @@ def test_gain_sentence_without_a_baseline():
     untaught = {**report(0.95, None), "teacher": None}
     assert "no teacher" in tables.gain_sentence([untaught])
     assert "not known" in tables.gain_sentence([{**untaught, "models": {"student-2": measured(0.9)}}])
+
+
+def proven(gap: float | None, *seeds: dict[str, Any], no_gap: str = "it is not measurable", **fields: Any) -> dict:
+    proof = {
+        "gap_closed": None if gap is None else {"value": gap, "low": gap - 0.1, "high": gap + 0.2},
+        "no_gap": None if gap is not None else {"code": "teacher_gap_holds_zero", "message": no_gap},
+        "gain": {"value": 0.05, "low": 0.012, "high": 0.091},
+        "seeds": list(seeds),
+        "over_seeds": {"seeds": len(seeds)} if seeds else None,
+    }
+    return {**report(0.95, 0.9), "proof": proof, **fields}
+
+
+def test_proof_lines_begin_with_the_gap_closed():
+    assert tables.proof_lines([proven(0.62)]) == [
+        "Gap closed: 62 % (95 % interval 52 to 82 %).",
+        "Gain over the same student alone: +5.0 points of accuracy (95 % interval +1.2 to +9.1), one run (400 test "
+        "images; one image is 0.25 points).",
+    ]
+
+
+def test_proof_lines_say_why_no_gap_is_stated():
+    assert tables.proof_lines([proven(None)])[0] == "Gap closed: not stated: it is not measurable."
+    several = tables.proof_lines([proven(None), proven(0.5)])
+    assert several[0] == "Gap closed: not stated in 1 of 2 runs: it is not measurable."
+
+
+def test_proof_lines_of_several_runs_and_of_a_report_of_an_earlier_version():
+    assert tables.proof_lines([proven(0.5), proven(0.7)])[0] == "Gap closed: 60 ± 14 %, runs 50, 70."
+    assert tables.proof_lines([report()]) == [tables.gain_sentence([report()])]
+    assert tables.proof_lines([{**report(), "proof": {**proven(None)["proof"], "gain": None}}])[0].startswith("Gain")
+
+
+def test_proof_lines_have_each_seed():
+    seeds = [
+        {"seed": 3, "student": 0.9, "alone": 0.8, "gap_closed": 0.5},
+        {"seed": 4, "student": 0.91, "alone": None, "gap_closed": None},
+    ]
+    assert tables.proof_lines([proven(0.5, *seeds)])[2:] == [
+        "seed 3: student 90.0 %, student alone 80.0 %, gap closed 50 %",
+        "seed 4: student 91.0 %",
+    ]
+
+
+def test_job_table_has_the_gap_closed_if_a_job_states_one():
+    rows = cells(tables.job_table([listed(job(result=proven(0.62))), listed(job(result=report()))]))
+    assert [row[2:4] for row in rows] == [["62 %", "95.0 %"], ["", "95.0 %"]]
 
 
 def test_job_table_of_jobs_in_any_status():

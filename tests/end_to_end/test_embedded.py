@@ -79,7 +79,7 @@ def distillation(teacher_job: str, **changes) -> dict:
         "alpha": 0.1,
         "beta": 0.9,
         "training": TRAINING,
-        "baseline": "train",
+        "baseline": "train_anew",
         **changes,
     }
 
@@ -92,7 +92,8 @@ def test_submitted_job_gives_a_student_that_loads_in_plain_pytorch(server, disti
     checkpoint = server.http.get(f"/v1/jobs/{job_id}/checkpoint")
     artifacts = {artifact["name"]: artifact for artifact in server.get(f"/v1/jobs/{job_id}/artifacts")["data"]}
     assert set(artifacts) == {
-        "student.safetensors", "student.py", "alone.safetensors", "report.json", "spec.json",
+        "student.safetensors", "student.py", "alone.safetensors", "report.html", "report.json", "spec.json",
+        "model_card.zip",
     }  # fmt: skip
     assert hashlib.sha256(checkpoint.content).hexdigest() == artifacts["student.safetensors"]["sha256"]
 
@@ -204,10 +205,13 @@ def test_baseline_can_be_an_earlier_job(server, teacher_job, alone):
 
 
 def test_baseline_can_be_the_student_alone_of_a_distilled_job(server, teacher_job, distilled, alone):
-    """Never its distilled student. The student alone is the same as that of a supervised job with this recipe."""
+    """Never its distilled student. The student alone is the same as that of a supervised job with this recipe, and is
+    found without being named."""
     supervised = alone["result"]["student"]
     changes = {"method": "dkd", "temperature": None, "alpha": None, "beta": None}
-    second = server.ended(server.submit(distillation(teacher_job, baseline=f"job:{distilled['id']}", **changes)))
+    second = server.ended(server.submit(distillation(teacher_job, baseline="train", **changes)))
+    assert [one["code"] for one in second["warnings"] if one["pointer"] == "/baseline"] == ["baseline_found"]
+    assert set(second["result"]["timings"]["training"]) == {"student"}
     baseline = second["result"]["alone"]
     assert baseline["accuracy"] == distilled["result"]["alone"]["accuracy"] == supervised["accuracy"]
     assert baseline["loss"] == pytest.approx(supervised["loss"])

@@ -61,7 +61,15 @@ def test_run_a_job_ends_with_a_student_and_the_proof(data, teacher, tmp_path):
     report, weights, stream = finish(distilled(data, teacher), tmp_path)
     phases = ["preparing", "checking_teacher", "training", "evaluating", "exporting"]
     assert [line["phase"] for line in events(stream, "phase")] == phases
-    files = {"student.safetensors", "student.py", "alone.safetensors", "report.json", "spec.json"}
+    files = {
+        "student.safetensors",
+        "student.py",
+        "alone.safetensors",
+        "report.json",
+        "spec.json",
+        "report.html",
+        "model_card.zip",
+    }
     assert {line["name"] for line in events(stream, "artifact")} == files
     assert json.loads((tmp_path / "report.json").read_text()) == report
     assert report["gain"] == report["student"]["accuracy"] - report["alone"]["accuracy"]

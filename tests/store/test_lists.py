@@ -213,6 +213,7 @@ def test_student_of_an_awaited_job_is_a_facet(database: Database) -> None:
 def test_finish_succeeded_keeps_the_figures(database: Database) -> None:
     claim = running(database)
     result = {"student": {"accuracy": 0.9, "parameters": 5, "bytes": 20}, "alone": {"accuracy": 0.8}, "gain": 0.1}
+    result["proof"] = {"gap_closed": {"value": 0.5, "low": 0.2, "high": 0.8}, "no_gap": None}
     with database.begin() as connection:
         assert lifecycle.finish_succeeded(connection, claim.job.id, claim.fence, result, [])
         accuracy = select(job_rows.c.accuracy).where(job_rows.c.id == claim.job.id)
@@ -222,6 +223,7 @@ def test_finish_succeeded_keeps_the_figures(database: Database) -> None:
     assert job.figures == {
         **{"accuracy": 0.9, "parameters": 5, "bytes": 20, "gain": 0.1},
         **{"teacher_accuracy": None, "alone_accuracy": 0.8, "seconds": None},
+        "gap_closed": {"value": 0.5, "low": 0.2, "high": 0.8},
     }
 
 

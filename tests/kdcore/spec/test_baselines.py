@@ -1,7 +1,17 @@
 import pytest
 
 from kdcore.catalog import named_facts
-from kdcore.spec import JobSpec, Known, alone, data_differences, differences, parse, resolve
+from kdcore.spec import (
+    JobSpec,
+    Known,
+    alone,
+    baseline_key,
+    data_differences,
+    differences,
+    offered_key,
+    parse,
+    resolve,
+)
 
 DIGITS = named_facts("digits", None)
 
@@ -134,3 +144,39 @@ def test_differences_a_store_of_the_images_own_size_is_that_of_earlier_versions(
         "training.augmentation.store_size is 120 here and not recorded there"
     ]
     assert [one.field for one in differences(mine, larger.as_json())] == ["training.augmentation.store_size"]
+
+
+def key(**fields) -> str | None:
+    return baseline_key(resolved(**fields).as_json())
+
+
+def test_baseline_key_is_the_same_exactly_if_nothing_differs_that_decides_its_bits():
+    mine = key(training={"epochs": 4})
+    same = [
+        {"name": "x", "labels": {"a": "b"}, "strict": True, "scheduling": {"priority": 3}, "seeds": 3},
+        {"training": {"epochs": 4, "checkpoint_every_s": 1, "overlap": True, "teacher_cache": "off"}},
+        {"method": "dml", "student": ["convnet4", "convnet8"]},
+        {"export": ["onnx"]},
+    ]
+    other = [
+        *({"training": {"epochs": 4, **one}} for one in ({"seed": 1}, {"threads": 2}, {"device": "cpu"})),
+        *({"training": {"epochs": 4, **one}} for one in ({"kernels": "eager"}, {"precision": "fp32"})),
+        {"training": {"epochs": 4, "teacher_cache": {"views": 3}}},
+        {"student": "convnet8"},
+        {"dataset": {"source": "digits", "channels": 3}},
+        {"quantization": {"aware": True}},
+    ]
+    assert all(key(**{"training": {"epochs": 4}, **one}) == mine for one in same)
+    assert all(key(**{"training": {"epochs": 4}, **one}) != mine for one in other)
+
+
+def test_baseline_key_is_none_for_a_file_whose_bytes_may_change():
+    assert key(dataset="file:/tmp/data.npz") is None
+
+
+def test_offered_key_is_that_of_a_student_alone_that_the_job_trains():
+    supervised = resolved().as_json()
+    dml = {"method": "dml", "student": ["convnet4", "convnet8"]}
+    assert offered_key(supervised) == offered_key(resolved(**dml, baseline="train").as_json()) == key()
+    assert offered_key(resolved(**dml).as_json()) is None
+    assert offered_key(resolved(alpha=0.5).as_json()) is None
