@@ -452,7 +452,8 @@ def make_inputs(folder: Path) -> None:
     for path, content in photographs.items():
         (folder / "flowers" / path).parent.mkdir(parents=True, exist_ok=True)
         (folder / "flowers" / path).write_bytes(content)
-    (folder / "cat.jpg").write_bytes(_jpeg(rng))
+    for name in ("cat.jpg", "rose.jpg"):
+        (folder / name).write_bytes(_jpeg(rng))
     with zipfile.ZipFile(folder / "photos.zip", "w") as archive:
         for number in range(80):
             archive.writestr(f"{number}.jpg", _jpeg(rng, 32, 32))
