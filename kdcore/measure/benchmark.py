@@ -37,8 +37,7 @@ log = logging.getLogger("kdcore")
 WARM_UP = 5
 MOST_RUNS = 200
 LATENCY_S = 1.0
-"""The time of one latency's runs: as many as fit, at least WARM_UP, at most MOST_RUNS.
-`exports/child.py` has the same."""
+"""The time of one latency's runs: as many as fit, at least WARM_UP, at most MOST_RUNS; as in `exports/child.py`."""
 IMAGES = 64
 """Random images with which files of other formats are calibrated and tried."""
 PLAIN = "safetensors"

@@ -11,7 +11,7 @@ from kdcore import models
 from kdcore.measure import benchmark
 from kdcore.measure.benchmark import latency_of, multiplications, run_benchmark
 from kdcore.spec import BenchmarkSpec
-from kdcore.spec.measured import benchmark_key, speed_rows
+from kdcore.spec.measured import benchmark_key, files_row
 from tests.kdcore.engine import events, workspace, write_teacher
 
 CPU = torch.device("cpu")
@@ -99,17 +99,17 @@ def test_benchmark_key_changes_with_all_that_decides_and_with_nothing_else():
     assert len({*keys, key, benchmark_key(body, {"torch": "2.13"})}) == len(changed) + 2
 
 
-def test_speed_rows_are_a_benchmarks_report_and_the_measured_files_of_a_job():
-    assert speed_rows("job_1", {"kind": "benchmark", "key": KEY}, {"macs": 3}) == {KEY: {"job": "job_1", "macs": 3}}
+def test_files_row_has_the_measured_files_of_a_job_or_of_an_export():
     row = {"format": "onnx", "latency": [{"batch": 1, "p50_ms": 2.0, "p95_ms": 3.0}], "cpu": "fast", "accuracy": 0.5}
     student = {"architecture": "convnet4", "parameters": 967, "accuracy": 0.6}
     dataset = {"num_classes": 3, "channels": 1, "image_size": [8, 8], "train": 10}
     spec = {"dataset": {"source": "digits"}, "student": {}}
     report = {"student": student, "dataset": dataset, "files": [row, {"format": "onnx_int8", "latency": []}]}
-    ((_, figures),) = speed_rows("job_2", spec, report).items()
-    assert figures["files"] == [row] and figures["device"] == {"kind": "cpu", "name": "fast"}
+    figures = files_row("job_2", spec, report)
+    assert figures is not None and figures["files"] == [row]
+    assert figures["device"] == {"kind": "cpu", "name": "fast"}
     assert (figures["architecture"], figures["accuracy"], figures["dataset"]) == ("convnet4", 0.6, "digits")
     export = {"kind": "export", "distillation": spec}
-    of_export = speed_rows("job_2", export, {"measured": student, "dataset": dataset, "files": [row]})
-    assert list(of_export.values()) == [figures]
-    assert speed_rows("job_3", spec, {"student": student, "dataset": dataset}) == {}
+    assert files_row("job_2", export, {"measured": student, "dataset": dataset, "files": [row]}) == figures
+    assert files_row("job_3", spec, {"student": student, "dataset": dataset}) is None
+    assert files_row("job_4", {"kind": "benchmark"}, {"files": [row]}) is None
