@@ -31,6 +31,7 @@ from api.routes import (
     datasets,
     evaluations,
     events,
+    exports,
     jobs,
     keys,
     limits,
@@ -66,6 +67,7 @@ browsers reconnect. There are no WebSockets: a request that asks for one is answ
 
 V1 = (
     jobs,
+    exports,
     attempts,
     events,
     metrics,

@@ -186,6 +186,15 @@ class TeacherUnavailable(Problem):
         return cls(str(error), teacher_job=error.job_id)
 
 
+class NotExportable(Problem):
+    status, code, title = 409, "not_exportable", "The job does not have these weights of its student"
+    stands_for = store_errors.NotExportable
+
+    @classmethod
+    def of(cls, error: store_errors.NotExportable) -> Self:
+        return cls(str(error), allowed_checkpoints=error.allowed)
+
+
 class NotReady(Problem):
     status, code, title = 409, "not_ready", "Not ready yet"
 

@@ -43,8 +43,9 @@ from base.wire import (
     WorkerView,
 )
 from kdcore.catalog import DatasetFacts, ModelFacts, ProgramFacts
-from kdcore.spec import DataOptions, Preprocessing, Scheduling
+from kdcore.spec import DataOptions, ExportOptions, Formats, Preprocessing, Scheduling
 from kdcore.spec.job import ClassMap, ClassNames, Labels, Part
+from kdcore.spec.kinds import Which
 from kdcore.spec.vocabulary import at_most, few_unknown
 from store.artifacts import Artifact
 from store.attempts import Attempt
@@ -424,6 +425,24 @@ class NewEvaluation(Schema):
         default=None,
         description="Which of the model's outputs answer each class of the data, where the classes differ: as a "
         "teacher's in the spec of a job.",
+    )
+    name: Title | None = Field(default=None, description="A name for the job.")
+    labels: Labels = Field(default={})
+    strict: bool = Field(default=False, description="True: a warning is an error, warning_refused.")
+    scheduling: Scheduling = Field(default=Scheduling(), description="The scheduling of the job by the service.")
+
+
+class NewExport(Schema):
+    """Files of a job's student, from its best or its last epoch so far."""
+
+    export: Formats = Field(default=("safetensors",), description="The files to write and to measure.")
+    export_options: ExportOptions = Field(
+        default=ExportOptions(), description="How they are made and measured: as in the spec of a job."
+    )
+    checkpoint: Which = Field(
+        default="best",
+        description="best: the weights of the best epoch on held-out images so far. last: those after the last step of "
+        "the newest checkpoint.",
     )
     name: Title | None = Field(default=None, description="A name for the job.")
     labels: Labels = Field(default={})

@@ -7,6 +7,9 @@ Kind = Literal["distillation", "evaluation", "export", "benchmark"]
 """The kinds of jobs: a distillation trains a student, an evaluation measures a registered model on test images, an
 export writes files of a job's student, a benchmark measures the speed of a network."""
 
+READS_ONCE: tuple[Kind, ...] = ("export",)
+"""Kinds of jobs whose inputs nobody needs after they have succeeded: a checkpoint of another job."""
+
 Status = Literal["queued", "running", "paused", "succeeded", "failed", "cancelled"]
 TERMINAL: tuple[Status, ...] = ("succeeded", "failed", "cancelled")
 """The final statuses: a job that has one changes only if it is retried."""

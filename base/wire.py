@@ -379,6 +379,44 @@ class Evaluation(TypedDict):
     warnings: list[WarningView]
 
 
+class ExportedFrom(TypedDict):
+    """Which weights of a job were exported."""
+
+    which: Literal["best", "last"]
+    step: int | None
+    """Of the checkpoint; null if it is the file of a job that has succeeded."""
+    epoch: int | None
+    """The epoch after which the student had these weights; null if that is not known, or within the first one."""
+
+
+class ExportedStudent(TypedDict):
+    """The student itself on all test images, before any file was made of it."""
+
+    architecture: str
+    parameters: int
+    bytes: int
+    accuracy: float
+    interval: tuple[float, float]
+    """95 % (Wilson) interval of the accuracy."""
+    accuracy_top5: float
+    loss: float
+    test_samples: int
+
+
+class Export(TypedDict):
+    """The result of a job of the kind `export`: files of the student of another job. `files` is as in a report."""
+
+    job: str | None
+    checkpoint: ExportedFrom
+    measured: ExportedStudent
+    files: list[dict[str, Any]]
+    dataset: dict[str, Any]
+    seconds: float
+    timings: NotRequired[Timings]
+    computing: NotRequired[dict[str, Any]]
+    warnings: list[WarningView]
+
+
 class TeacherCheck(TypedDict):
     """The teacher on a sample of the test images, before anything is trained."""
 
@@ -428,9 +466,10 @@ class JobView(View):
     created_by: SenderView | None
     """Its sender. Null if it was sent to an earlier version."""
     kind: Kind
-    """`distillation` trains a student; `evaluation` measures a registered model on test images."""
+    """`distillation` trains a student, `evaluation` measures a registered model on test images, `export` writes files
+    of a job's student, `benchmark` measures the speed of a network, `prediction` runs models on one image."""
     method: str
-    """The names of its methods, as in kd+attention; `evaluation` for a job of that kind."""
+    """The names of its methods, as in kd+attention; the kind of a job that trains nothing."""
     labels: dict[str, str]
     """Those of the spec, or the ones that were set later."""
     progress: Annotated[Progress, AnyFields] | None
@@ -452,7 +491,8 @@ class JobView(View):
     spec: dict[str, Any]
     resolved_spec: dict[str, Any]
     result: Annotated[Report, AnyFields] | None
-    """The report: teacher, student, the student alone, and the gain. Of an evaluation: an `Evaluation`."""
+    """The report: teacher, student, the student alone, and the gain. Of an evaluation: an `Evaluation`; of an export:
+    an `Export`; of a benchmark: a `Benchmark`."""
     error: ErrorView | None
     teacher_check: Annotated[TeacherCheck, AnyFields] | None
     """The teacher's accuracy, measured before the training. Null before that, and without a teacher."""
@@ -534,6 +574,8 @@ class JobFilters(TypedDict, total=False):
     teacher: str | None
     student: str | None
     model: str | None
+    job: str | None
+    """Of exports and others: the job whose student they take."""
     sender: str | None
     created_after: str | None
     created_before: str | None

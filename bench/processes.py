@@ -48,8 +48,16 @@ class Target(Protocol):
 class Program:
     """One of our programs (`python -m MODULE`) in a session of its own; its output is appended to `log`."""
 
-    def __init__(self, name: str, command: Sequence[str], log: Path, environment: Mapping[str, str]) -> None:
-        self.name = name
+    def __init__(
+        self,
+        name: str,
+        command: Sequence[str],
+        log: Path,
+        environment: Mapping[str, str],
+        before: Sequence[str] = (),
+    ) -> None:
+        """`before`: a command that runs ours, such as strace, and leaves it its place as the child."""
+        self.name, self._before = name, before
         self.environment = {**os.environ, **environment}
         self._command, self._log = command, log
         self._restart_at = 0.0
@@ -61,7 +69,7 @@ class Program:
         self._exit_is_known = False
         with self._log.open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", *self._command],
+                [*self._before, sys.executable, "-m", *self._command],
                 cwd=REPOSITORY,
                 env=self.environment,
                 stdin=subprocess.DEVNULL,

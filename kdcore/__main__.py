@@ -23,7 +23,7 @@
 
 `run` writes one JSON object in each line: exit 0 after `done`, 1 after `error`, 75 if SIGTERM stopped it and a
 checkpoint is saved. Its spec is that of a distillation, or, with a `kind`, of a job that trains nothing: `evaluation`
-measures a model, `export` writes files of a job's student.
+measures a model, `export` writes files of a student of a job, `benchmark` measures the speed of a network.
 `images` writes the test images of a data set, to check a student outside of the engine, or its training images, to run
 a teacher there; both in the order of their rows. It,
 `evaluate` and `inspect` print one JSON object; with --progress, lines {"progress": {"done": images, "total": images}}
@@ -58,7 +58,17 @@ from base.processes import importing
 from base.text import STORED, all_shown, shown, unwanted
 from kdcore import protocol
 from kdcore.protocol import KnownBefore, Lines
-from kdcore.spec import DataOptions, Dataset, EvaluationSpec, ExportSpec, JobSpec, KindSpec, parse, parse_evaluation
+from kdcore.spec import (
+    BenchmarkSpec,
+    DataOptions,
+    Dataset,
+    EvaluationSpec,
+    ExportSpec,
+    JobSpec,
+    KindSpec,
+    parse,
+    parse_evaluation,
+)
 from kdcore.spec.cost import ProbeRequest
 from kdcore.spec.prediction import PredictionSpec, parse_prediction
 
@@ -337,6 +347,7 @@ PARSERS: Mapping[str, Callable[..., JobSpec | KindSpec]] = {
     "distillation": parse,
     "evaluation": parse_evaluation,
     "export": ExportSpec.parse,
+    "benchmark": BenchmarkSpec.parse,
     "prediction": parse_prediction,
 }
 """By the field `kind` of a spec; one without it is a distillation. What runs them is in `_runner`."""
@@ -369,6 +380,10 @@ def _runner(spec: JobSpec | KindSpec) -> Callable[[Any, Path | None], dict[str, 
             from kdcore import exporting
 
             return lambda workspace, _: exporting.run_export(spec, workspace)
+        case BenchmarkSpec():
+            from kdcore.measure import benchmark
+
+            return lambda workspace, _: benchmark.run_benchmark(spec, workspace)
         case PredictionSpec():
             from kdcore.measure import predicting
 

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -25,6 +25,7 @@ from kdcore.classifier import Classifier
 from kdcore.exports import Deliverable
 from kdcore.measure import batch_norm, evaluate
 from kdcore.prepare import PreparedJob, Workspace
+from kdcore.quantization import Range
 from kdcore.run import scheme_of_trial, students_of
 from kdcore.spec import ExportSpec, JobSpec, Known, Trial, parse, trials
 
@@ -40,6 +41,8 @@ class Trained:
     """None within the first epoch, and for the file of a job, which does not say it."""
     members: int = 1
     """Several are an ensemble, whose names have the prefix `<number>.`."""
+    ranges: Sequence[Range] | None = None
+    """Of its activations, if these weights were trained for int8."""
 
 
 def run_export(spec: ExportSpec, workspace: Workspace) -> dict[str, Any]:
@@ -113,49 +116,61 @@ def _of_file(spec: ExportSpec, workspace: Workspace) -> Trained:
     """Return the weights of the file that the job has delivered."""
     with safe_open(workspace.file(spec.weights), "pt") as file:
         notes = json.loads((file.metadata() or {}).get("distillery", "{}"))
-        return Trained({name: file.get_tensor(name) for name in file.keys()}, None, notes.get("members", 1))  # noqa: SIM118
+        weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        return Trained(weights, None, notes.get("members", 1), notes.get("activation_ranges"))
 
 
 def _of_progress(spec: ExportSpec, job: PreparedJob, progress: Progress) -> Trained:
     """Return the weights of the student in a checkpoint: its trial has ended, or is being trained."""
     outcome = progress.finished.get("student", {}).get("student")
     if outcome is not None:
+        ranges = outcome.ranges or None
         if spec.checkpoint == "last":
-            return Trained(outcome.last, outcome.epochs)
+            # Ranges are those of the best epoch: of other weights they would be wrong.
+            return Trained(
+                outcome.last, outcome.epochs, ranges=ranges if outcome.best_epoch == outcome.epochs else None
+            )
         delivered = report.delivered(job, progress.finished)
-        return Trained(delivered.weights, outcome.best_epoch, delivered.members)
+        return Trained(delivered.weights, outcome.best_epoch, delivered.members, ranges)
     trial = next(trial for trial in job.trials if trial.name not in progress.finished)
     state, stage = progress.training, trial.stages[min(len(progress.prepared), len(trial.stages) - 1)]
     if trial.name != "student" or stage is not trial.stages[-1] or state is None:
         text = f"the checkpoint is of the stage {stage.name}: the training of the student itself has not begun"
         raise SpecInvalid(text, hint="export from a checkpoint of a later step")
+    rounding = state.get("quantization", {})
+    ranges = rounding.get("ranges", {}).get("student")
     if spec.checkpoint == "last":
-        return Trained(_last(trial, job, state), int(state["position"]["epoch"]) or None)
+        weights = _last(trial, job, state, keeps_statistics=ranges is not None)
+        return Trained(weights, int(state["position"]["epoch"]) or None, ranges=ranges)
     best = state["best"]["student"]
-    if best["epoch"] == 0:
-        text = "the checkpoint is of the student's first epoch, after which it is first measured: no epoch is the best"
-        raise SpecInvalid(text, hint="export with the checkpoint 'last', or from one of a later step")
-    return Trained(best["weights"], int(best["epoch"]))
+    if best["epoch"] > 0:
+        return Trained(best["weights"], int(best["epoch"]), ranges=best.get("ranges") or None)
+    if "student" in rounding.get("before", {}):
+        # The training for int8 has begun, and none of its epochs has ended: its best float weights are what there is.
+        return Trained(rounding["before"]["student"], None)
+    text = "the checkpoint is of the student's first epoch, after which it is first measured: no epoch is the best"
+    raise SpecInvalid(text, hint="export with the checkpoint 'last', or from one of a later step")
 
 
-def _last(trial: Trial, job: PreparedJob, state: Mapping[str, Any]) -> Weights:
+def _last(trial: Trial, job: PreparedJob, state: Mapping[str, Any], *, keeps_statistics: bool) -> Weights:
     """Return the weights after the last step, as the training would grade them: averaged and with measured batch-norm
-    statistics, if the recipe says so."""
+    statistics, if the recipe says so. `keeps_statistics`: those of a training for int8 stay as they are."""
     scheme = scheme_of_trial(trial, job, students_of(trial, job), None)
     nn.ModuleList(scheme.learners()).load_state_dict(state["learners"])
     student = scheme.models["student"]
     if "student" in state["averages"]:
         student.network.load_state_dict(state["averages"]["student"])
     statistics: Weights = {}
-    if job.spec.training.batch_norm == "measured":
-        batches = batch_norm.batches(replace(job, unlabelled=None).training_set(trial), job.spec.training.batch_size)
+    if job.spec.training.batch_norm == "measured" and not keeps_statistics:
+        batches = batch_norm.batches(job.training_set(trial), job.spec.training.batch_size)
         statistics = batch_norm.measured(student, batches)
     found = {**student.network.state_dict(), **statistics}
     return {name: value.detach().cpu() for name, value in found.items()}
 
 
 def _deliverable(job: PreparedJob, trained: Trained, metrics: Mapping[str, Any]) -> Deliverable:
-    return Deliverable.of(job.spec, job.data.facts, trained.weights, metrics, trained.members)
+    ranges = trained.ranges
+    return Deliverable.of(job.spec, job.data.facts, trained.weights, metrics, trained.members, activation_ranges=ranges)
 
 
 def _measured(student: Deliverable, logits_nK: Tensor, job: PreparedJob) -> dict[str, Any]:

@@ -42,8 +42,8 @@ TINY = torch.finfo(torch.float32).tiny
 _READERS = {
     "conv2d": "conv",
     "linear": "linear",
-    **dict.fromkeys(("add", "__add__", "__radd__", "__iadd__"), "add"),
-    **dict.fromkeys(("mul", "__mul__", "__rmul__", "__imul__"), "mul"),
+    **dict.fromkeys(("add", "add_"), "add"),
+    **dict.fromkeys(("mul", "mul_"), "mul"),
     **dict.fromkeys(("cat", "concat", "concatenate"), "cat"),
     **dict.fromkeys(("adaptive_avg_pool2d", "avg_pool2d", "max_pool2d", "mean"), "pool"),
     **dict.fromkeys(("hardswish", "hardsigmoid", "silu", "sigmoid", "gelu", "tanh", "leaky_relu", "elu"), "activation"),
@@ -52,6 +52,7 @@ _READERS = {
 the convolution or sum before it."""
 _WITH_WEIGHT = ("conv", "linear")
 _OF_TWO = ("add", "mul")
+_IN_PLACE: dict[str, Callable[..., Tensor]] = {"add_": torch.add, "mul_": torch.mul}
 
 _OPERATORS = {
     "Conv": "conv",
@@ -67,7 +68,7 @@ _OPERATORS = {
 _SAME_VALUES = ("Flatten", "Identity", "Reshape", "Squeeze", "Unsqueeze")
 """Operators whose output has the range of their input."""
 
-Range = dict[str, Any]
+Range = Mapping[str, Any]
 """The range of one activation, as plain data: `low`, `high`, and `read_by`: [kind, number, argument] of each place that
 reads it, for example ["conv", 3, 0]: the first argument of the fourth convolution that a forward pass runs."""
 
@@ -136,8 +137,8 @@ class FakeQuantization(TorchFunctionMode):
             given[:1] = self._inputs(kind, given[:1])
             if kind in _WITH_WEIGHT and self._batches is None:
                 given[1] = rounded_weight(given[1])
-        if func.__name__ in ("__iadd__", "__imul__"):  # The sum is a new tensor: its inputs are needed as they were.
-            func = torch.add if kind == "add" else torch.mul
+        if func.__name__ in _IN_PLACE:
+            return args[0].copy_(_IN_PLACE[func.__name__](*given, **(kwargs or {})))
         return func(*given, **(kwargs or {}))
 
     def _inputs(self, kind: str, tensors: list[Tensor]) -> list[Tensor]:

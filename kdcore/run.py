@@ -94,6 +94,7 @@ def run(spec: JobSpec, workspace: Workspace, resume: Path | None = None) -> dict
     workspace.lines.phase("exporting")
     with progress.cost.during("exporting"):
         files = exports.write_students(job, workspace, progress.finished, summary)
+        summary["quantization"] = exports.int8_table(job, workspace, progress.finished, files)
     summary["files"] = [file.as_dict() for file in files]
     summary["warnings"] = [warning.as_dict() for warning in workspace.warnings]
     summary["timings"] = progress.cost.timings()

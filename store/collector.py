@@ -43,7 +43,7 @@ from sqlalchemy import ColumnElement, Connection, Select, Table, Text, and_, cas
 from base.errors import DatabaseUnavailable, StorageFull
 from base.failpoints import failpoint
 from base.files import files_in, modified_at
-from base.jobs import TERMINAL
+from base.jobs import READS_ONCE, TERMINAL
 from base.references import BLOB
 from store import audit, checkpoints, collections, idempotency, projects, registry, tables, uploads
 from store.collections import Removed
@@ -474,13 +474,18 @@ def _is_named(connection: Connection, sha256: str, project: str | None = None) -
         *readable,
         (tables.datasets, sheets.contains(sha256)),
         (jobs, jobs.c.id.in_(select(tables.artifacts.c.job_id).where(named))),
-        (jobs, cast(jobs.c.resolved_spec, Text).contains(BLOB + sha256)),
+        (jobs, and_(cast(jobs.c.resolved_spec, Text).contains(BLOB + sha256), _reads_its_files())),
     ]
     # One after the other: the last one reads a whole table.
     return any(
         connection.execute(select(exists().where(condition, *_of(table, project)))).scalar_one()
         for table, condition in conditions
     )
+
+
+def _reads_its_files() -> ColumnElement[bool]:
+    """Return the condition that a job may still read the files that its spec names, or shows what it was made of."""
+    return ~and_(jobs.c.status == "succeeded", jobs.c.kind.in_(READS_ONCE))
 
 
 def _of(table: Table, project: str | None) -> list[ColumnElement[bool]]:
@@ -500,7 +505,7 @@ def named_in(connection: Connection) -> Iterator[Iterable[tuple[str, str]]]:
     pictured = select(tables.datasets.c.project, sheets).where(sheets.is_not(None))
     yield [(project, sheet["sha256"]) for project, sheet in _pairs(connection, pictured)]
     spec, after = cast(jobs.c.resolved_spec, Text), ""
-    naming = select(jobs.c.id, jobs.c.project, spec.label("spec")).where(spec.contains(BLOB))
+    naming = select(jobs.c.id, jobs.c.project, spec.label("spec")).where(spec.contains(BLOB), _reads_its_files())
     naming = naming.order_by(jobs.c.id).limit(BATCH)
     while rows := connection.execute(naming.where(jobs.c.id > after)).all():
         yield ((row.project, digest) for row in rows for digest in _NAMED.findall(row.spec))

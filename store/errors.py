@@ -2,7 +2,8 @@
 
     StoreError
      ├─ NotFound              not_found              no such row in this project
-     ├─ ActionNotAllowed      action_not_allowed     the job's status does not allow the action
+     ├─ ActionNotAllowed      action_not_allowed     the job's status does not allow the action; StillUsed
+     ├─ NotExportable         not_exportable         the job has no weights of its student, or not these
      ├─ TeacherUnavailable    teacher_unavailable    the job whose student should teach has ended without one
      ├─ LeaseLost             lease_lost             another attempt owns the job: stop at once
      ├─ IdempotencyConflict   idempotency_conflict   the key was used for another body
@@ -52,6 +53,28 @@ class ActionNotAllowed(StoreError):
             allowed_actions=allowed_actions,
         )
         self.status, self.action, self.allowed_actions = status, action, allowed_actions
+
+
+class StillUsed(ActionNotAllowed):
+    """A job that is to be deleted has jobs of its own that have not ended, such as exports."""
+
+    def __init__(self, status: str, users: list[str]) -> None:
+        StoreError.__init__(
+            self,
+            f"delete is not allowed while jobs that use this one's student have not ended: {', '.join(users)}; cancel "
+            "them, or wait",
+            job_status=status,
+            allowed_actions=[],
+        )
+        self.status, self.action, self.allowed_actions = status, "delete", []
+
+
+class NotExportable(StoreError):
+    code = "not_exportable"
+
+    def __init__(self, message: str, allowed: list[str]) -> None:
+        super().__init__(message, allowed_checkpoints=allowed)
+        self.allowed = allowed
 
 
 class TeacherUnavailable(StoreError):

@@ -69,6 +69,33 @@ class FileStore:
             sync(target.parent)
         return blob
 
+    def share(self, source: Path, sha256: str) -> None:
+        """Give a durable file of this folder a second name among the blobs, so that it outlives its first one. Where
+        the file system has no hard links, it is copied. Idempotent.
+
+        Raises FileNotFoundError if it is gone, and BlobMismatch if its bytes are others.
+        """
+        if self.exists(sha256):
+            return
+        if (found := sha256_of(source)) != sha256:
+            raise BlobMismatch(source.name, sha256, found)
+        target = self._blob_path(sha256)
+        with disk_full_as_storage_full(target.parent):
+            make_folder(target.parent)
+            try:
+                os.link(source, target)
+            except FileExistsError:
+                return
+            except FileNotFoundError:
+                raise
+            except OSError as error:
+                if error.errno in DISK_FULL:
+                    raise
+                self.put_file(source)
+                return
+            os.utime(target)
+            sync(target.parent)
+
     def path(self, sha256: str) -> Path:
         """Return the path of a blob, whether it exists or not. This is a use: it restores a blob from the trash."""
         path = self._blob_path(sha256)

@@ -15,7 +15,7 @@ from base.references import blobs_in
 from base.text import LIKE_AN_ID, Text
 from base.warning import CODES, KNOWN_AT_SUBMIT
 from store import alerts, idempotency, limits, projects
-from store.errors import ActionNotAllowed, NotFound
+from store.errors import ActionNotAllowed, NotFound, StillUsed
 from store.events import append_event, update_job
 from store.idempotency import Once
 from store.limits import Room
@@ -150,6 +150,9 @@ class JobQuery(LabelledQuery):
     teacher: Value | None = Field(default=None, description=f"{NAMED} an architecture, job:<id> or sha256:<hex>.")
     student: Value | None = Field(default=None, description="An architecture, or the checkpoint that it started from.")
     model: Value | None = Field(default=None, description="Of evaluations: the model, by its name or sha256:<hex>.")
+    job: Value | None = Field(
+        default=None, description="Of exports and others: the job whose student they take, by id."
+    )
     sender: Value | None = Field(default=None, description="The key that submitted it, by its name or id.")
     created_after: Moment | None = Field(default=None, description="ISO 8601 with an offset: from this moment on.")
     created_before: Moment | None = Field(default=None, description="ISO 8601 with an offset: before this moment.")
@@ -176,7 +179,7 @@ class JobQuery(LabelledQuery):
         if self.name is not None:
             yield rows.starting("name", self.name)
         yield from rows.with_labels(self.labels)
-        for facet in ("dataset", "teacher", "student", "model"):
+        for facet in ("dataset", "teacher", "student", "model", "job"):
             if (value := getattr(self, facet)) is not None:
                 yield rows.with_facet(facet, value)
         if self.sender is not None:
@@ -352,11 +355,26 @@ def relabel(connection: Connection, job_id: str, labels: dict[str, str], project
     return job
 
 
-def delete(connection: Connection, job_id: str, project: str | None = None) -> None:
-    """Delete a job that has ended, with all its rows. The caller deletes its files."""
+def delete(connection: Connection, job_id: str, project: str | None = None) -> list[str]:
+    """Delete a job that has ended, with all its rows and the jobs that took its student, such as exports. Returns the
+    ids of all: the caller deletes their files. Raises StillUsed while one of these has not ended."""
+    users = _users(connection, job_id)
+    if open_ones := [user for user, status in users.items() if status not in TERMINAL]:
+        raise StillUsed(get(connection, job_id, project).status, open_ones)
     deleted = delete_from(jobs).where(_is(job_id, project), jobs.c.status.in_(TERMINAL)).returning(jobs.c.id)
     if connection.execute(deleted).one_or_none() is None:
         raise _not_allowed(get(connection, job_id, project), "delete")
+    if users:
+        connection.execute(delete_from(jobs).where(jobs.c.id.in_(users), jobs.c.status.in_(TERMINAL)))
+    return [job_id, *users]
+
+
+def _users(connection: Connection, job_id: str) -> dict[str, str]:
+    """Return the statuses of the jobs that take the student of a job, by id."""
+    facet, own = job_facets.c, select(jobs.c.project).where(jobs.c.id == job_id).scalar_subquery()
+    naming = and_(facet.project == own, facet.facet == "job", facet.value == job_id)
+    query = select(jobs.c.id, jobs.c.status).select_from(jobs.join(job_facets, facet.id == jobs.c.id)).where(naming)
+    return {row.id: row.status for row in connection.execute(query)}
 
 
 def _is(job_id: str, project: str | None) -> ColumnElement[bool]:

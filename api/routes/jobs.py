@@ -268,9 +268,10 @@ async def relabel(job_id: Id, sent: Relabel, caller: Caller, db: Db, settings: C
 
 @router.delete("/{job_id}", status_code=204, responses=responses(NotFound, ActionNotAllowed))
 async def delete(job_id: Id, caller: Caller, audit: AuditDep, files: Files) -> Response:
-    """Delete a job that has ended, with its events, metrics, artifacts, checkpoints and logs."""
-    await audit.write("job.delete", job_id, jobs.delete, job_id, project=caller.project)
-    await to_thread.run_sync(files.delete_job_files, job_id)
+    """Delete a job that has ended, with its events, metrics, artifacts, checkpoints and logs, and with the jobs that
+    took its student, such as exports. While one of these has not ended, the answer is 409."""
+    for deleted in await audit.write("job.delete", job_id, jobs.delete, job_id, project=caller.project):
+        await to_thread.run_sync(files.delete_job_files, deleted)
     return Response(status_code=204)
 
 
@@ -296,8 +297,8 @@ async def accept(
     def write(connection: Connection) -> tuple[dict[str, Any], bool]:
         job, created = jobs.submit(connection, new, bounds.jobs_queued, room)
         if created:
-            action = "job.submit" if new.kind == "distillation" else "evaluation.submit"
-            audit.append(connection, action, job.id, name=job.name)
+            kind = "job" if new.kind == "distillation" else new.kind
+            audit.append(connection, f"{kind}.submit", job.id, name=job.name)
         return views(connection, [job], settings.lease_s)[0], created
 
     job, created = await db.write(write)

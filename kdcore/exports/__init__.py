@@ -5,6 +5,7 @@ interface `Exporter`.
 """
 
 from kdcore.exports.exporter import CannotExport, Deliverable, Exporter, FileRow
+from kdcore.exports.int8 import int8_table
 from kdcore.exports.shipping import EXPORTERS, make, ship, write_documents, write_students
 
 __all__ = [
@@ -13,6 +14,7 @@ __all__ = [
     "Deliverable",
     "Exporter",
     "FileRow",
+    "int8_table",
     "make",
     "ship",
     "write_documents",

@@ -90,6 +90,7 @@ class Deliverable:
             "std": self.std,
             "metrics": dict(self.metrics),
             "spec": self.spec.as_json(),
+            # With them, int8 can be made of the file later, as it was trained for.
             **({"activation_ranges": list(self.activation_ranges)} if self.activation_ranges else {}),
         }
 

@@ -15,13 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 
 from kdcore.data.images import Images
 from kdcore.exports.exporter import Deliverable
 from kdcore.exports.onnx import INPUT, LIBRARIES, graph, with_facts
 from kdcore.exports.torch_export import translating
+from kdcore.quantization import of_tensors
 from kdcore.spec import ExportFormat, ExportOptions
 
 if TYPE_CHECKING:
@@ -103,9 +103,9 @@ def _learned(model: onnx.ModelProto, student: Deliverable) -> dict[str, list[dic
     """Return the learned ranges of a graph's tensors, in onnxruntime's form. They hold 0, as u8 must."""
     if student.activation_ranges is None:
         return {}
-    from kdcore import quantization
+    import numpy as np
 
-    found = quantization.of_tensors(model, student.activation_ranges)
+    found = of_tensors(model, student.activation_ranges)
     return {
         name: [{"rmin": np.float32(min(low, 0.0)), "rmax": np.float32(max(high, 0.0))}]
         for name, (low, high) in found.items()

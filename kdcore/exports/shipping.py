@@ -52,10 +52,12 @@ def write_students(
     rows = ship(student, formats, spec.export_options, job.data, workspace)
     for number, peer in enumerate(spec.students[1:], 2):
         name = f"student-{number}"
-        best, metrics = finished["student"][name].best, summary["models"][name]
-        _write_weights(Deliverable.of(spec, facts, best, metrics, student=peer), f"{name}.safetensors", workspace)
+        outcome, metrics = finished["student"][name], summary["models"][name]
+        one = Deliverable.of(spec, facts, outcome.best, metrics, student=peer, activation_ranges=outcome.ranges or None)
+        _write_weights(one, f"{name}.safetensors", workspace)
     if "alone" in finished:
-        alone = Deliverable.of(spec, facts, finished["alone"]["student"].best, summary["alone"])
+        outcome = finished["alone"]["student"]
+        alone = Deliverable.of(spec, facts, outcome.best, summary["alone"], activation_ranges=outcome.ranges or None)
         _write_weights(alone, ALONE_FILE, workspace)
     return rows
 

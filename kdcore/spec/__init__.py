@@ -35,7 +35,7 @@ from kdcore.spec.job import (
     Training,
     Unlabelled,
 )
-from kdcore.spec.kinds import ExportSpec, KindSpec
+from kdcore.spec.kinds import BenchmarkSpec, ExportSpec, KindSpec
 from kdcore.spec.methods import METHODS, Method, MethodFacts, Options
 from kdcore.spec.plan import GIVEN, Stage, Trial, numbered, run_name, run_seeds, trials
 from kdcore.spec.reading import as_typed, parse, read
@@ -58,6 +58,7 @@ __all__ = [
     "METHODS",
     "AdamW",
     "Augmentation",
+    "BenchmarkSpec",
     "CachedViews",
     "Cosine",
     "CropFlip",

@@ -66,7 +66,7 @@ def differences(spec: JobSpec, stored: Mapping[str, Any]) -> list[Difference]:
         *_compare("dataset", spec.dataset.resolved().model_dump(mode="json"), _dataset(stored)),
         *_compare("alpha", 1.0, stored["alpha"] if supervised else 1.0),
         *_compare("training", _that_count(mine), _that_count(stored)),
-        *_compare("quantization", _quantization(mine), _quantization(stored)),
+        *_compare("quantization.epochs", *(_aware_epochs(one) for one in (mine, stored))),
     ]
 
 
@@ -83,7 +83,7 @@ def baseline_key(resolved: Mapping[str, Any]) -> str | None:
             **_that_count(resolved),
             **{name: resolved["training"].get(name) for name in DO_NOT_COUNT if name not in MAY_DIFFER},
         },
-        "quantization": _quantization(resolved),
+        "quantization": _aware_epochs(resolved),
     }
     return hashlib.sha256(json.dumps(decides, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
@@ -132,10 +132,10 @@ def _that_count(spec: Mapping[str, Any]) -> dict[str, Any]:
     return training
 
 
-def _quantization(spec: Mapping[str, Any]) -> Any:
-    """Return how a spec's training for int8 counts; None without one."""
-    given = spec.get("quantization")
-    return given if given and given.get("aware", True) else None
+def _aware_epochs(spec: Mapping[str, Any]) -> int | None:
+    """Return the number of epochs that train for int8. Those of versions without them had none."""
+    asked = spec.get("quantization")
+    return asked["epochs"] if asked and asked["aware"] else None
 
 
 def _compare(field: str, here: Any, there: Any) -> Iterator[Difference]:

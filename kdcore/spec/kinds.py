@@ -72,3 +72,40 @@ class ExportSpec(KindSpec):
     )
     export: Formats = Field(default=("safetensors",), description="The files to write.")
     export_options: ExportOptions = Field(default=ExportOptions(), description="How they are made and measured.")
+
+
+class BenchmarkSpec(KindSpec):
+    """A job of the kind `benchmark`: the size and the speed of a network, on the device of the worker that runs it.
+
+    Weights do not change the speed: without `weights`, those of a listed architecture are drawn.
+    """
+
+    kind: Literal["benchmark"] = "benchmark"
+    key: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] = Field(
+        description="The digest under which the figures are kept: `benchmark_key`."
+    )
+    job: Annotated[str, Text(40)] | None = Field(default=None, description="The job whose student it is, for people.")
+    model: Annotated[str, Text(300)] | None = Field(default=None, description="The registered model, for people.")
+    architecture: Annotated[str, Text(200)] | None = Field(
+        default=None, description="Null for a program, which is its own network."
+    )
+    weights: Annotated[str, Text(1000)] | None = Field(
+        default=None, description="A checkpoint or a program: blob:sha256:<hex>, or file:<path>. Null to draw weights."
+    )
+    num_classes: Annotated[int, Field(ge=1, le=1_000_000)] = Field(description="Of the network's outputs.")
+    channels: Annotated[int, Field(ge=1, le=64)] = Field(description="Of the images.")
+    image_size: tuple[Annotated[int, Field(ge=1, le=4096)], Annotated[int, Field(ge=1, le=4096)]] = Field(
+        description="Height and width of the images."
+    )
+    batch_size: Annotated[int, Field(ge=2, le=1024)] = Field(
+        default=32, description="The latency is measured with one image, and with so many."
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="auto: a GPU if there is one.")
+    threads: Annotated[int, Field(ge=1, le=1024)] | None = Field(
+        default=None, description="CPU threads. Default: those that are free, at most the slot's share of the cores."
+    )
+    export: Formats = Field(
+        default=("safetensors",),
+        description="What is measured: safetensors is the network in PyTorch, on the device; the other formats are "
+        "files, which their own runtimes run on the CPU.",
+    )

@@ -11,6 +11,8 @@ from kdcore.spec.job import Dataset
 
 TEACHER_CHECK_VERSION = 3
 """Increase it when `kdcore/measure/teacher_check.py` would answer otherwise than before."""
+BENCHMARK_VERSION = 1
+"""Increase it when `kdcore/measure/benchmark.py` would measure otherwise than before."""
 _DECIDING = (
     "checkpoint", "program", "architecture", "part", "averaged", "preprocessing", "class_names", "class_map",
     "image_size", "weight",
@@ -46,3 +48,39 @@ def teacher_check_key(resolved: Mapping[str, Any]) -> str | None:
         "temperature": resolved.get("temperature") if len(each) > 1 else None,
     }
     return hashlib.sha256(json.dumps(decides, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def benchmark_key(asked: Mapping[str, Any], versions: Mapping[str, str]) -> str:
+    """Return the key of a benchmark (sha256, hex): of the network, the shape of its images, the sizes of batches, the
+    device and the threads that were asked for, and the versions of what runs it."""
+    network = {"weights": asked["weights"]} if asked.get("weights") else {"architecture": asked["architecture"]}
+    shape = ("num_classes", "channels", "image_size", "batch_size", "device", "threads")
+    decides = {
+        "version": BENCHMARK_VERSION,
+        **network,
+        **{name: asked[name] for name in shape},
+        "export": sorted(asked["export"]),
+        "versions": dict(versions),
+    }
+    return hashlib.sha256(json.dumps(decides, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def speed_rows(job_id: str, resolved: Mapping[str, Any], report: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return what a job has measured of the speed of networks, by key: of a benchmark its report, of another job the
+    files of its student with what they were measured on. Empty if it has measured none."""
+    if resolved.get("kind") == "benchmark":
+        return {resolved["key"]: {"job": job_id, **report}}
+    files = [one for one in report.get("files") or () if one.get("latency")]
+    if not files:
+        return {}
+    student, dataset = report.get("student") or report["measured"], report["dataset"]
+    trained = resolved.get("distillation") or resolved
+    figures = {
+        "job": job_id,
+        **{name: student.get(name) for name in ("architecture", "parameters", "accuracy")},
+        **{name: dataset[name] for name in ("num_classes", "channels", "image_size")},
+        "dataset": trained["dataset"]["source"],
+        "device": {"kind": "cpu", "name": files[0].get("cpu")},
+        "files": files,
+    }
+    return {hashlib.sha256(job_id.encode()).hexdigest(): figures}

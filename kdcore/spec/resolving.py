@@ -22,7 +22,9 @@ from kdcore.spec.job import (
 )
 from kdcore.spec.methods import Method
 from kdcore.spec.methods.options import Weights
+from kdcore.spec.plan import aware_epochs
 from kdcore.spec.rules import each_assistant, each_student, each_teacher
+from kdcore.spec.shipping import Quantization
 
 FINE_TUNING: dict[type[Sgd | AdamW], dict[str, float]] = {
     Sgd: {"lr": 0.01, "weight_decay": 1e-4},
@@ -64,6 +66,7 @@ def resolve(spec: JobSpec, known: Known) -> JobSpec:
                 [one.image_size for one in teachers],
                 all(one.checkpoint for one in spec.students),
             ),
+            "quantization": _quantization(spec),
         }
     )
 
@@ -180,6 +183,12 @@ def _training(
             "augmentation": augmentation,
         }
     )
+
+
+def _quantization(spec: JobSpec) -> Quantization | None:
+    """Return the training for int8 with the number of its epochs; None if there is none."""
+    epochs = aware_epochs(spec)
+    return Quantization(epochs=epochs) if epochs else None
 
 
 def _store_size(how: RandomResizedCrop, dataset: DatasetFacts, teacher_sizes: Sequence[int]) -> int | None:

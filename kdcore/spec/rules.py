@@ -21,6 +21,7 @@ from kdcore.spec.job import (
 )
 from kdcore.spec.methods import METHODS, Method, scheme_of
 from kdcore.spec.methods.options import SchemeKind
+from kdcore.spec.shipping import Quantization, default_aware_epochs
 
 Fields = Mapping[str, Any]
 """The top-level fields of a spec that are valid by themselves."""
@@ -454,6 +455,39 @@ def _schedule_fits_epochs(fields: Fields) -> Iterator[Fault]:
             )  # fmt: skip
 
 
+def _int8_is_trained_after_float(fields: Fields) -> Iterator[Fault]:
+    """Yield the faults of training for int8: it goes on from a network that is trained already, and one network is
+    rounded as it will be exported."""
+    asked, training = fields.get("quantization"), fields.get("training")
+    if not isinstance(asked, Quantization):
+        return
+    if not asked.aware:
+        if asked.epochs is not None:
+            text = "without aware no epoch trains for int8"
+            yield Fault("/quantization/epochs", text, "unused", "leave it out", asked.epochs)
+        return
+    schemes = [method for _, method in each_method(fields) if _is_scheme(method)]
+    for method in schemes[:1]:
+        if method.facts.scheme == "ensemble":
+            text = f"{method.name!r} trains branches on one trunk together, and int8 is trained for one network alone"
+            yield Fault("/quantization", text, "not_allowed", "leave it out, or another method", method.name)
+        elif scheme_of((method,)).ensemble_is_result:
+            text = f"{method.name!r} delivers an ensemble of all generations, and int8 is trained for one network alone"
+            yield Fault("/quantization", text, "not_allowed", "leave it out, or without the ensemble", method.name)
+    if not isinstance(training, Training):
+        return
+    epochs = asked.epochs if asked.epochs is not None else default_aware_epochs(training.epochs)
+    if epochs > training.epochs:
+        text = "epochs that train for int8 are among those of the training"
+        yield Fault("/quantization/epochs", text, "not_allowed", f"<= {training.epochs}", epochs)
+    elif epochs == training.epochs and not all(student.checkpoint for _, student in each_student(fields)):
+        text = "a student of random weights trains in float first: training for int8 keeps its batch-norm statistics"
+        allowed = (
+            f"< {training.epochs}" if training.epochs > 1 else "more training.epochs, or a student with a checkpoint"
+        )
+        yield Fault("/quantization/epochs", text, "not_allowed", allowed, epochs)
+
+
 def _crop_ranges_rise(fields: Fields) -> Iterator[Fault]:
     training = fields.get("training")
     augmentation = training.augmentation if isinstance(training, Training) else None
@@ -486,5 +520,6 @@ _RULES: tuple[Callable[[Fields], Iterator[Fault]], ...] = (
     _baseline_means_something,
     _seeds_are_of_whole_runs,
     _schedule_fits_epochs,
+    _int8_is_trained_after_float,
     _crop_ranges_rise,
 )

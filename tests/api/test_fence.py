@@ -25,6 +25,7 @@ SENT: dict[str, dict[str, Any]] = {
     "/v1/models/{name_or_id}": LABELLED,
     "/v1/datasets/{name_or_id}": LABELLED,
     "/v1/models/{name_or_id}/evaluations": {"json": {"dataset": "digits"}},
+    "/v1/jobs/{job_id}/exports": {"json": {"export": "onnx"}},
     "/v1/webhooks/{webhook_id}": {"json": {"enabled": True}},
     "/v1/jobs/{job_id}/predict": {"content": b"picture", "params": {"wait": 0}},
     "/v1/uploads/{upload_id}": {"content": b"more", "headers": {"Upload-Offset": "0"}},

@@ -3,7 +3,7 @@
 import contextlib
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +19,12 @@ JOB_S = 120
 class EmbeddedServer(Program):
     """`python -m serve` on a home folder; it can be killed and started again."""
 
-    def __init__(self, home: Path, **environment: str) -> None:
+    def __init__(self, home: Path, before: Sequence[str] = (), **environment: str) -> None:
         self.home = home
         self.http = httpx.Client(timeout=60)
         self._ready_file = home.with_suffix(".ready")
         command = ["serve", "--port", "0", "--home", str(home), "--ready-file", str(self._ready_file)]
-        super().__init__("server", command, home.with_suffix(".log"), {"OMP_NUM_THREADS": "1", **environment})
+        super().__init__("server", command, home.with_suffix(".log"), {"OMP_NUM_THREADS": "1", **environment}, before)
 
     def start(self) -> None:
         self._ready_file.unlink(missing_ok=True)
@@ -94,8 +94,8 @@ class EmbeddedServer(Program):
 
 
 @contextlib.contextmanager
-def embedded_server(home: Path, **environment: str) -> Iterator[EmbeddedServer]:
-    server = EmbeddedServer(home, **environment)
+def embedded_server(home: Path, before: Sequence[str] = (), **environment: str) -> Iterator[EmbeddedServer]:
+    server = EmbeddedServer(home, before, **environment)
     try:
         yield server
     finally:

@@ -7,6 +7,7 @@ import os
 import zipfile
 from pathlib import Path
 
+import httpx
 import pytest
 import torch
 from PIL import Image
@@ -14,6 +15,7 @@ from safetensors.torch import load_file
 
 from kdcore import models
 from tests.end_to_end.embedded_server import embedded_server
+from tests.end_to_end.network import watched
 from tests.kdcore.engine import write_arrays
 from tests.worker.job_database import engines
 
@@ -22,8 +24,13 @@ TEACHER = {"name": "teacher", "dataset": "digits", "student": "convnet8", "metho
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    with embedded_server(tmp_path_factory.mktemp("service") / "home") as server:
+def network(tmp_path_factory):
+    return watched(tmp_path_factory.mktemp("network"))
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory, network):
+    with embedded_server(tmp_path_factory.mktemp("service") / "home", **network.environment) as server:
         yield server
 
 
@@ -294,3 +301,24 @@ def test_register_model_accepts_a_nested_and_prefixed_checkpoint_as_teacher(serv
 
 def event_types(server, job_id: str) -> list[str]:
     return [event["type"] for event in server.get(f"/v1/jobs/{job_id}/events", limit=1000)["data"]]
+
+
+def test_image_is_answered_by_teacher_and_student(server, distilled):
+    """A grey picture of another size; the models run in an engine of their own."""
+    stream = io.BytesIO()
+    Image.new("L", (64, 48), 200).save(stream, "PNG")
+    answer = server.http.post(f"/v1/jobs/{distilled['id']}/predict", content=stream.getvalue())
+    if answer.status_code == httpx.codes.ACCEPTED:  # On a busy machine.
+        server.wait_until(lambda: server.get(answer.headers["location"])["state"] not in ("waiting", "running"), 60)
+        answer = server.http.get(answer.headers["location"])
+    said = answer.json()["answer"]
+    assert said["teacher"]["architecture"] == "convnet8" and said["student"]["architecture"] == "convnet4"
+    assert all(len(said[model]["top"]) == 5 for model in ("teacher", "student", "alone"))
+
+
+def test_no_process_has_called_another_machine(network, distilled):
+    """The last test: those before it have run jobs, inspections, an evaluation and an image in this server."""
+    commands = network.began()
+    assert any("serve" in one for one in commands) and any("kdcore run" in one for one in commands)
+    assert any("kdcore inspect" in one for one in commands)
+    assert network.elsewhere() == []

@@ -267,3 +267,33 @@ def test_free_bytes_before_anything_is_written(files: FileStore):
 def test_measured_of_a_file_and_of_a_folder(tmp_path: Path):
     (tmp_path / "one").write_bytes(b"12")
     assert measured(tmp_path / "one") == measured(tmp_path) == Usage(1, 2)
+
+
+def test_share_gives_a_checkpoint_a_second_name_that_outlives_its_first(files: FileStore, tmp_path: Path):
+    source = tmp_path / "made.pt"
+    source.write_bytes(b"state")
+    blob = files.put_checkpoint("job_1", 1, 7, source)
+    path = files.checkpoint_path("job_1", 1, 7)
+    with pytest.raises(BlobMismatch, match=r"000000007\.pt"):
+        files.share(path, "0" * 64)
+    for _ in range(2):
+        files.share(path, blob.sha256)
+    assert path.samefile(files.path(blob.sha256))
+    path.unlink()
+    assert files.path(blob.sha256).read_bytes() == b"state"
+    files.share(path, blob.sha256)  # It is there already.
+    with pytest.raises(FileNotFoundError):
+        files.share(path, "0" * 64)
+
+
+def test_share_copies_where_there_are_no_hard_links(files: FileStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def refused(*_: object) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refused)
+    source = tmp_path / "made.pt"
+    source.write_bytes(b"state")
+    blob = files.put_checkpoint("job_1", 1, 7, source)
+    files.share(files.checkpoint_path("job_1", 1, 7), blob.sha256)
+    assert files.path(blob.sha256).read_bytes() == b"state"
+    assert not files.path(blob.sha256).samefile(files.checkpoint_path("job_1", 1, 7))

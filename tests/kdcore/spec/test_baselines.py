@@ -146,6 +146,27 @@ def test_differences_a_store_of_the_images_own_size_is_that_of_earlier_versions(
     assert [one.field for one in differences(mine, larger.as_json())] == ["training.augmentation.store_size"]
 
 
+@pytest.mark.parametrize(
+    ("here", "there", "said"),
+    [
+        (None, None, []),
+        ({"aware": False}, None, []),
+        ({"epochs": 24}, {}, []),
+        ({}, None, ["quantization.epochs is 24 here and none there"]),
+        (None, {"epochs": 2}, ["quantization.epochs is none here and 2 there"]),
+    ],
+    ids=str,
+)
+def test_differences_compare_the_epochs_that_train_for_int8(here, there, said):
+    assert texts(resolved(quantization=here), resolved(quantization=there)) == said
+
+
+def test_differences_of_a_spec_before_training_for_int8_are_none():
+    stored = resolved().as_json()
+    del stored["quantization"]
+    assert differences(resolved(), stored) == []
+
+
 def key(**fields) -> str | None:
     return baseline_key(resolved(**fields).as_json())
 

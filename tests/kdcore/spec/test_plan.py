@@ -52,6 +52,19 @@ def test_trials_a_baseline_comes_last_from_the_same_seed():
     assert len(planned(baseline="job:job_1")) == 1
 
 
+def test_trials_only_what_is_delivered_and_its_baseline_train_for_int8_in_their_last_stage():
+    def aware(**changes: Any) -> dict[str, int]:
+        planned = trials(resolved(**{**NINE, "quantization": {}, **changes}), DATA, None)
+        return {stage.name: stage.aware_epochs for trial in planned for stage in trial.stages}
+
+    assert aware(baseline="train", quantization={"aware": False}) == {"student": 0, "alone": 0}
+    assert aware(baseline="train", method="fsp", seeds=2) == {
+        "student/fsp": 0, "student": 1, "alone": 1, "student-seed-6/fsp": 0, "student-seed-6": 1, "alone-seed-6": 1,
+    }  # fmt: skip
+    assert aware(assistants=["resnet32"], quantization={"epochs": 4}) == {"assistant-1": 0, "student": 4}
+    assert aware(method="born_again", teacher=None) == {"generation-1": 0, "generation-2": 0, "student": 1}
+
+
 def test_trials_each_seed_is_a_run_of_student_and_baseline_and_assistants_are_trained_once():
     assert planned(baseline="train", assistants=["resnet32"], seeds=3) == [
         ("assistant-1", ["resnet32"], GIVEN, ["kd"], 5),

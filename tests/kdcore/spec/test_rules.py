@@ -545,6 +545,44 @@ CASES = {
         ("/training/augmentation/scale", "not_allowed", "the smaller number comes first"),
         cropped(scale=[0.9, 0.9]),
     ),
+    # Training for int8.
+    "epochs of a training that is not for int8": (
+        {"quantization": {"aware": False, "epochs": 3}},
+        ("/quantization/epochs", "unused", "without aware no epoch trains for int8"),
+        {"quantization": {"aware": False}},
+    ),
+    "int8 of branches": (
+        {"teacher": None, "method": "one", "quantization": {}},
+        (
+            "/quantization",
+            "not_allowed",
+            "'one' trains branches on one trunk together, and int8 is trained for one network alone",
+        ),
+        {**PEERS, "method": "dml", "quantization": {}},
+    ),
+    "int8 of several generations": (
+        {"method": {"name": "born_again", "answer": "ensemble"}, "quantization": {}},
+        (
+            "/quantization",
+            "not_allowed",
+            "'born_again' delivers an ensemble of all generations, and int8 is trained for one network alone",
+        ),
+        {"method": "born_again", "quantization": {}},
+    ),
+    "more epochs for int8 than in all": (
+        {"training": {"epochs": 4}, "quantization": {"epochs": 5}},
+        ("/quantization/epochs", "not_allowed", "epochs that train for int8 are among those of the training"),
+        {"training": {"epochs": 4}, "quantization": {"epochs": 3}},
+    ),
+    "int8 of random weights": (
+        {"training": {"epochs": 1}, "quantization": {}},
+        (
+            "/quantization/epochs",
+            "not_allowed",
+            "a student of random weights trains in float first: training for int8 keeps its batch-norm statistics",
+        ),
+        {"training": {"epochs": 1}, "quantization": {}, "student": STARTED},
+    ),
 }
 
 
