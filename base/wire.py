@@ -514,6 +514,111 @@ class Export(TypedDict):
     warnings: list[WarningView]
 
 
+class LatencyView(TypedDict):
+    """The time of one run of a batch, over all runs."""
+
+    batch: int
+    p50_ms: float
+    p95_ms: float
+
+
+class MachineView(TypedDict):
+    """What computed."""
+
+    kind: Literal["cpu", "cuda"]
+    name: str | None
+    """The model of the CPU or GPU."""
+
+
+class Benchmark(TypedDict):
+    """The result of a job of the kind `benchmark`: the size and the speed of a network on this service's machine."""
+
+    architecture: str
+    """`program` for an ONNX model or an exported program."""
+    parameters: int
+    bytes: int
+    """Of all tensors of a checkpoint."""
+    macs: int | None
+    """Multiply-accumulates of convolutions, linear layers and attention for one image. Null for an ONNX model."""
+    num_classes: int
+    channels: int
+    image_size: tuple[int, int]
+    """Height and width."""
+    batch_size: int
+    device: MachineView
+    threads: int
+    files: list[dict[str, Any]]
+    """A row for each format, as in a report: `format`, `runtime`, `bytes`, `latency`, `threads`, `cpu`, `device`,
+    `peak_memory_bytes`, `refused`. `safetensors` is the network as PyTorch runs it."""
+    seconds: float
+    warnings: list[WarningView]
+
+
+class BenchmarkView(View):
+    """What was asked for, and its figures as soon as they are measured. They are kept under `key`."""
+
+    key: str
+    """The SHA-256 of network, shape, batch sizes, device, threads, formats and PyTorch's version."""
+    status: Status
+    """Of the job that measures it, or did last."""
+    job: str
+    """Its id: GET /v1/jobs/{id}. It may be deleted; the figures are kept."""
+    figures: Annotated[Benchmark, AnyFields] | None
+    """The newest; null before the first job has succeeded."""
+    error: ErrorView | None
+    measured_at: Time | None
+
+
+class SuggestionView(View):
+    """A network that fits into the budget, in one format."""
+
+    architecture: str
+    format: str
+    runtime: str
+    device: MachineView
+    threads: int | None
+    bytes: int
+    """Of the file; of `safetensors` in a benchmark, of the weights."""
+    p50_ms: float | None
+    p95_ms: float | None
+    batch: int
+    """Of the latency."""
+    parameters: int
+    macs: int | None
+    accuracy: float | None
+    """The best on test images that a job of this project has measured for this architecture and format; null if none
+    has."""
+    accuracy_job: str | None
+    accuracy_of: Literal["file", "student"] | None
+    """file: of this very file. student: of a student of this architecture, before a file was made of it."""
+    measured_by: str
+    """The id of the job that measured size and latency."""
+    measured_at: Time
+
+
+class UnmeasuredView(View):
+    """A listed network of which nothing was measured at this shape."""
+
+    architecture: str
+    parameters: int | None
+    body: dict[str, Any]
+    """Send it to POST /v1/benchmarks."""
+
+
+class Suggestions(View):
+    """Students that fit into a budget, from measured figures alone, the best first."""
+
+    ranked_by: Literal["accuracy", "parameters"]
+    why: str
+    """Why they are ranked so, in one sentence."""
+    data: list[SuggestionView]
+    measured: int
+    """Networks and formats that were measured at this shape, whether they fit or not."""
+    not_measured: list[UnmeasuredView]
+    """The smallest ones first, at most 50."""
+    not_measured_count: int
+
+
 class TeacherCheck(TypedDict):
     """The teacher on a sample of the test images, before anything is trained."""
 
@@ -564,7 +669,7 @@ class JobView(View):
     """Its sender. Null if it was sent to an earlier version."""
     kind: Kind
     """`distillation` trains a student, `evaluation` measures a registered model on test images, `export` writes files
-    of a job's student, `benchmark` measures the speed of a network, `prediction` runs models on one image."""
+    of a job's student, `benchmark` measures the speed of a network."""
     method: str
     """The names of its methods, as in kd+attention; the kind of a job that trains nothing."""
     labels: dict[str, str]
