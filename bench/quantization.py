@@ -39,8 +39,8 @@ ROWS: dict[str, Spec | None] = {AFTER: None, AWARE: {}, "aware, half": {"epochs"
 """`quantization` of the spec; `epochs` as a part of all. That of `aware` is the default: a tenth."""
 EXPORT = {"export": ["onnx", "onnx_int8"], "export_options": {"measure": False}}
 CAREFUL = {"optimizer": {"name": "sgd", "lr": 0.0005}}
-"""For students that are trained already. The default rate of a fine-tuning, 0.01, took one from 69 to 52 % at first; five
-epochs of 10,000 images at 0.002 ended at 62 %, as the teacher knows its training images by heart."""
+"""For students that are trained already. The default rate of a fine-tuning, 0.01, took one from 69 to 52 % in an epoch
+of 10,000 images; five such epochs at 0.002 ended at 62 %."""
 START = DATA / "teachers" / "cifar100_resnet20.pth"
 BATCH = 250
 
