@@ -329,9 +329,10 @@ def percent(given: Sequence[float | None]) -> str:
 
 
 def proof_lines(reports: Sequence[Report]) -> list[str]:
-    """Return what reports prove, the gap closed first, then the gain; of a job of several seeds, each seed."""
+    """Return what reports prove, the gap closed first, then the gain; of a job of several seeds, what each seed has.
+    Its means are in the verdict."""
     seeds = [] if len(reports) > 1 else _seed_lines(reports[0])
-    return [*_gap_lines(reports), gain_sentence(reports), *seeds]
+    return seeds or [*_gap_lines(reports), gain_sentence(reports)]
 
 
 def _gap_lines(reports: Sequence[Report]) -> list[str]:

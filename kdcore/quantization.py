@@ -195,8 +195,8 @@ def rounded_weight(weight: Tensor) -> Tensor:
 
 
 def keep_in_eval(network: nn.Module) -> None:
-    """Let a network stay in eval mode: its batch norms keep their statistics, and nothing is dropped. That would change a
-    range, or add a product that the exported graph does not have."""
+    """Let a network stay in eval mode: batch norms keep their statistics, and no dropout and no stochastic depth
+    changes the range of an activation, or adds a product that the exported graph does not have."""
     network.train = MethodType(_stay_in_eval, network)  # type: ignore[method-assign]
     network.train()
 

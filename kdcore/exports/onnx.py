@@ -50,6 +50,7 @@ def graph(student: Deliverable, options: ExportOptions) -> onnx.ModelProto:
             made: Any = torch.onnx.export(
                 program(student, options),
                 dynamo=True,
+                dynamic_shapes=({0: "batch"},),  # Of a program that has them already, their names.
                 opset_version=OPSET,
                 input_names=[INPUT],
                 output_names=[OUTPUT],

@@ -166,8 +166,9 @@ def _measured(row: FileRow, student: Deliverable, options: ExportOptions, data: 
         text = f"{row.name} does not compute what the student does: its logits differ by {found.difference:.2g} of the "
         return row.but_refused(MISMATCH, f"{text}largest one, and rounding explains {measuring.NUMERIC_TOLERANCE:g}")
     if found.accuracy < expected.accuracy - options.tolerance:
-        text = (
-            f"{row.name} is right on {found.accuracy:.1%} of the test images, the student on {expected.accuracy:.1%}: "
+        text = f"{row.name} is right on {found.accuracy:.1%} of the test images and the student on "
+        text += (
+            f"{expected.accuracy:.1%}: the difference is more than export_options.tolerance, {options.tolerance:.1%}"
         )
-        return row.but_refused(MISMATCH, f"{text}more than export_options.tolerance, {options.tolerance:.1%}, below it")
+        return row.but_refused(MISMATCH, text)
     return row
