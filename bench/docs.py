@@ -281,6 +281,9 @@ class Interpreter:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
+        for pipe in (self.process.stdin, self.process.stdout):
+            with contextlib.suppress(BrokenPipeError):
+                pipe.close()  # type: ignore[union-attr]
 
 
 PYTHON_LOOP = """
@@ -324,7 +327,9 @@ class Session:
 
     def _interpreter(self, command: Command) -> Interpreter:
         name = "python" if command.language == "python" else f"{command.prompt}$"
-        if name not in self._running or not self._running[name].alive:
+        if name in self._running and not self._running[name].alive:
+            self._running.pop(name).end()
+        if name not in self._running:
             environment = dict(self.environment)
             if command.prompt and (key := self.service.keys.get(command.prompt)):
                 environment["DISTILLERY_API_KEY"] = key
@@ -452,7 +457,8 @@ def make_inputs(folder: Path) -> None:
     for path, content in photographs.items():
         (folder / "flowers" / path).parent.mkdir(parents=True, exist_ok=True)
         (folder / "flowers" / path).write_bytes(content)
-    (folder / "cat.jpg").write_bytes(_jpeg(rng))
+    for name in ("cat.jpg", "rose.jpg"):
+        (folder / name).write_bytes(_jpeg(rng))
     with zipfile.ZipFile(folder / "photos.zip", "w") as archive:
         for number in range(80):
             archive.writestr(f"{number}.jpg", _jpeg(rng, 32, 32))
