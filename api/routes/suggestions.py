@@ -37,7 +37,7 @@ class Budget(BaseModel):
     classes: int = Field(default=10, ge=2, le=100_000)
     batch: int = Field(default=1, ge=1, le=1024, description="The latency is that of so many images at once.")
     runtime: Annotated[str, Text(40)] | None = Field(
-        default=None, description="torch, onnxruntime or openvino: the beginning of a runtime's name. Default: all."
+        default=None, description="torch, onnxruntime, torch.export or openvino. Default: all."
     )
     device: Literal["cpu", "cuda"] | None = Field(default=None, description="Default: both.")
     threads: int | None = Field(default=None, ge=1, le=1024, description="Of the CPU. Default: any number.")
@@ -145,7 +145,7 @@ def _candidates(budget: Budget, rows: Iterable[Speed]) -> Iterator[Candidate]:
             if row.get("refused") is not None or not row.get("bytes") or not row.get("latency"):
                 continue
             runtime, device, threads = str(row["runtime"]), found.device, row.get("threads")
-            if budget.runtime is not None and not runtime.startswith(budget.runtime):
+            if budget.runtime not in (None, runtime.partition(" ")[0]):
                 continue
             if budget.device not in (None, device["kind"]) or budget.threads not in (None, threads):
                 continue

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 
 from kdcore.data.images import Images
@@ -104,6 +103,8 @@ def _learned(model: onnx.ModelProto, student: Deliverable) -> dict[str, list[dic
     """Return the learned ranges of a graph's tensors, in onnxruntime's form. They hold 0, as u8 must."""
     if student.activation_ranges is None:
         return {}
+    import numpy as np
+
     found = of_tensors(model, student.activation_ranges)
     return {
         name: [{"rmin": np.float32(min(low, 0.0)), "rmax": np.float32(max(high, 0.0))}]

@@ -99,7 +99,7 @@ def test_suggested_accuracies_of_different_data_are_not_compared():
     [
         ({"budget_bytes": 50}, [("a", "onnx_int8")]),
         ({"budget_bytes": 50, "budget_ms": 0.4}, []),
-        ({"budget_ms": 5, "runtime": "onnx"}, [("a", "onnx_int8")]),
+        ({"budget_ms": 5, "runtime": "onnxruntime"}, [("a", "onnx_int8")]),
         ({"budget_ms": 5, "device": "cuda"}, [("b", "safetensors")]),
         ({"budget_ms": 5, "threads": 4}, [("b", "safetensors")]),
         ({"budget_ms": 5, "batch": 32}, []),

@@ -8,6 +8,7 @@ from torch import nn
 
 from base.errors import TeacherMismatch
 from kdcore import models
+from kdcore.exports import FileRow
 from kdcore.measure import benchmark
 from kdcore.measure.benchmark import latency_of, multiplications, run_benchmark
 from kdcore.spec import BenchmarkSpec
@@ -62,6 +63,29 @@ def test_run_benchmark_of_weights_runs_their_own_network(tmp_path):
     assert report["architecture"] == "convnet8"
     with pytest.raises(TeacherMismatch, match="the file has 3 outputs, and 5 are asked for"):
         run_benchmark(asked(architecture="convnet8", weights=f"file:{path}", num_classes=5), where)
+
+
+def test_run_benchmark_runs_files_of_other_formats_on_noise_and_keeps_none(tmp_path, monkeypatch):
+    """The file has the network's own weights and shape; nothing is said of its answers."""
+    seen = []
+
+    def made(exporter, student, options, data, where):
+        seen.append((exporter.format, options.batch_size, options.tolerance, tuple(data.test.pixels.shape)))
+        assert student.class_names == ["0", "1", "2"] and (where.out / "student.py").exists()
+        (where.out / exporter.file).write_text("a file")
+        latency = [{"batch": 1, "p50_ms": 1.0, "p95_ms": 2.0}]
+        return FileRow(
+            exporter.file, exporter.format, "onnxruntime 1", bytes=6, sha256="0", accuracy=0.3, agreement=0.9,
+            images=64, latency=latency, threads=1, cpu="fast",
+        )  # fmt: skip
+
+    monkeypatch.setattr(benchmark, "make", made)
+    where, _ = workspace(tmp_path)
+    (row,) = run_benchmark(asked(export=["onnx"]), where)["files"]
+    assert seen == [("onnx", 2, 1.0, (64, 1, 8, 8))]
+    assert (row["accuracy"], row["agreement"], row["images"], row["sha256"]) == (None, None, 0, None)
+    assert row["device"] == {"kind": "cpu", "name": "fast"} and row["latency"][0]["p50_ms"] == 1.0
+    assert sorted(path.name for path in tmp_path.glob("*.*")) == ["report.json"]
 
 
 def test_latency_of_takes_percentiles_of_at_least_five_runs(monkeypatch):
