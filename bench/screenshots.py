@@ -79,19 +79,26 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def make_jobs(url: str) -> None:
-    """A teacher, its student with files and a baseline, an export, a benchmark, and a job that fails."""
+    """A teacher, a job that fails, an export, a benchmark, and the teacher's student, with files of each kind."""
     with httpx.Client(base_url=url, timeout=60) as http:
         teacher = ended(http, sent(http, "/v1/jobs", TEACHER))
-        spec = {**student_spec(teacher["id"], 0), "export": EXPORTS, "labels": {"study": "demo"}}
+        late = {"deadline_s": 5, "alerts": [{"metric": "train/loss", "above": 0.01}]}
+        ended(
+            http,
+            sent(
+                http,
+                "/v1/jobs",
+                {**TEACHER, "name": "too long for its deadline", "training": {"epochs": 9_000}, "scheduling": late},
+            ),
+        )
+        sent(
+            http, "/v1/benchmarks", {"architecture": "convnet4", "channels": 1, "image_size": [8, 8], "export": EXPORTS}
+        )
+        labels = {"study": "demo"}
+        spec = {**student_spec(teacher["id"], 0), "export": EXPORTS, "quantization": {"aware": True}, "labels": labels}
         student = ended(http, sent(http, "/v1/jobs", spec))
-        at = f"/v1/jobs/{student['id']}"
-        ended(http, sent(http, f"{at}/exports", {"export": ["torch_export"], "checkpoint": "last"}))
-        failing = {
-            **TEACHER,
-            "name": "a step that is too large",
-            "training": {"epochs": 3, "optimizer": {"name": "sgd", "lr": 1e9}},
-        }
-        ended(http, sent(http, "/v1/jobs", failing))
+        files = {"export": ["torch_export"], "checkpoint": "last"}
+        ended(http, sent(http, f"/v1/jobs/{student['id']}/exports", files))
 
 
 def sent(http: httpx.Client, path: str, body: dict[str, Any]) -> dict[str, Any]:

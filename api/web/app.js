@@ -38,7 +38,8 @@ function route() {
 function showError(error) {
   service.classList.toggle("away", Boolean(error));
   if (!error) service.textContent = "";
-  else service.textContent = error instanceof Problem ? error.message : "no answer from the service; trying again";
+  else if (error instanceof Problem) service.textContent = error.status ? error.message : `${error.message}; trying again`;
+  else service.textContent = `a fault of this page: ${error.message}`;
 }
 
 /** The filters in the address are those of GET /v1/jobs. What is none is named, so that no list looks filtered by it. */

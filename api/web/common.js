@@ -27,7 +27,9 @@ export async function request(path, options = {}) {
   // fetch takes no header with other letters, and no key has any.
   if (/[^\x21-\x7e]/.test(sent ?? "")) throw refusal({ detail: "a key has letters, digits and signs of ASCII only" }, sent);
   if (sent) headers.Authorization = `Bearer ${sent}`;
-  const answer = await fetch(path, { ...options, headers });
+  const answer = await fetch(path, { ...options, headers }).catch((error) => {
+    throw error.name === "AbortError" ? error : new Problem(0, { detail: "no answer from the service" });
+  });
   if (answer.ok) return answer;
   const body = await answer.json().catch(() => ({}));
   throw answer.status === 401 ? refusal(body, sent) : new Problem(answer.status, body);
@@ -87,8 +89,8 @@ function filled(element, properties, children) {
 export function show(element, state, draw) {
   const text = JSON.stringify(state);
   if (element.dataset.state === text) return;
-  element.dataset.state = text;
   element.replaceChildren(...[draw(state)].flat(Infinity).filter(Boolean));
+  element.dataset.state = text;
 }
 
 const DASH = "–";
@@ -120,7 +122,11 @@ export function duration(seconds) {
   if (s < 86400) return `${Math.floor(s / 3600)} h ${Math.floor((s % 3600) / 60)} min`;
   return `${Math.floor(s / 86400)} d ${Math.floor((s % 86400) / 3600)} h`;
 }
-export const milliseconds = (value) => (value == null ? DASH : `${value >= 100 ? Math.round(value) : value.toPrecision(3)} ms`);
+export function milliseconds(value) {
+  if (value == null) return DASH;
+  const [number, unit] = value < 0.1 ? [1000 * value, "µs"] : [value, "ms"];
+  return `${number >= 100 ? Math.round(number) : number.toPrecision(3)} ${unit}`;
+}
 /** The ends of an interval of fractions: "88.0 % to 93.6 %". */
 export const range = ([low, high]) => `${percent(low)} to ${percent(high)}`;
 export const age = (iso) => (iso ? `${duration((Date.now() - Date.parse(iso)) / 1000).split(" ").slice(0, 2).join(" ")} ago` : DASH);
@@ -150,10 +156,11 @@ export function bar(job) {
   }, fill);
 }
 
-/** Teacher, assistants and student: "resnet56 → resnet20"; of an evaluation the model, by the name that was sent. */
+/** Teacher, assistants and student: "resnet56 → resnet20"; of a job about one network this one, by the name that was sent. */
 export function models(job) {
-  if (job.kind !== "distillation" && job.kind !== undefined) return joined(job.spec.model || job.spec.architecture);
-  const spec = job.resolved_spec || job.spec;
+  const named = job.spec.model || job.spec.architecture;
+  if (named) return joined(named);
+  const spec = job.resolved_spec?.distillation || job.resolved_spec || job.spec;
   return [spec.teacher, ...(spec.assistants || []), spec.student].map(joined).filter(Boolean).join(" → ");
 }
 

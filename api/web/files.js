@@ -61,9 +61,9 @@ export function filesBox(place, at, signal) {
     const own = new Map((artifacts || []).map((file) => [file.name, file]));
     const ended = (exports || []).filter(({ status }) => status === "succeeded");
     return [
-      ...(job.result?.files || []).map((file) => ({ ...file, href: own.get(file.name)?.href })),
+      ...(job.result?.files || []).map((file) => ({ ...file, float: (job.result.student || job.result.measured)?.accuracy, href: own.get(file.name)?.href })),
       ...ended.flatMap((one) => (one.result?.files || []).map((file) => ({
-        ...file, made: one.id, checkpoint: one.resolved_spec.checkpoint,
+        ...file, float: one.result.measured.accuracy, made: one.id, checkpoint: one.resolved_spec.checkpoint,
         href: file.refused ? null : `/v1/jobs/${encodeURIComponent(one.id)}/artifacts/${encodeURIComponent(file.name)}`,
       }))),
     ];
@@ -116,11 +116,10 @@ function reportLinks(files) {
 /** The files with their figures, which were measured on the files after they were written. A benchmark's have no accuracy. */
 function table(files) {
   const batches = [...new Set(files.flatMap(({ latency }) => (latency || []).map(({ batch }) => batch)))].sort((one, other) => one - other).slice(0, 3);
-  const float = files.find((file) => file.accuracy != null && !file.quantization)?.accuracy;
   const has = (name) => files.some((file) => file[name] != null);
   const columns = [
-    has("accuracy") && ["Accuracy", "Of the file on the test images; of an int8 file also the points beside the float file", (file) => [percent(file.accuracy),
-      file.quantization && file.accuracy != null && float != null && h("span", { class: "interval" }, points(file.accuracy - float))]],
+    has("accuracy") && ["Accuracy", "Of the file on the test images; of an int8 file also the points beside the float student", (file) => [percent(file.accuracy),
+      file.quantization && file.accuracy != null && file.float != null && h("span", { class: "interval" }, points(file.accuracy - file.float))]],
     has("agreement") && ["Agrees", "Share of the test images on which the file and the student predict the same class", (file) => percent(file.agreement)],
     ["Size", null, (file) => bytes(file.bytes)],
     ...batches.map((batch) => [images(batch), "Latency: the median, and the time that 95 % do not exceed", (file) => latency(file, batch)]),
@@ -143,7 +142,7 @@ function latency(file, batch) {
 }
 
 function fileRow(file, columns) {
-  const about = [file.name && (NAMES[file.format] || file.format), file.runtime, QUANTIZATIONS[file.quantization], file.checkpoint && `${file.checkpoint} epoch`].filter(Boolean).join(", ");
+  const about = [file.runtime, QUANTIZATIONS[file.quantization], file.checkpoint && `${file.checkpoint} epoch`].filter(Boolean).join(", ");
   const name = h("td", null, h("b", null, file.name || NAMES[file.format] || file.format), h("span", { class: "models" }, about,
     file.made && [", ", h("a", { href: `#/jobs/${file.made}` }, "made later")]));
   if (file.refused) return h("tr", { class: "refused" }, name, h("td", { colspan: columns.length },

@@ -149,7 +149,7 @@ export function jobPage(main, id, signal, showError) {
           ACTIONS.filter(({ verb, when }) => job.allowed_actions.includes(verb) && (!when || when(job))).map(button),
           job.kind === "distillation" && h("a", { class: "button", href: `#/submit?from=${encodeURIComponent(job.id)}` }, "Again with changes"))),
       h("div", { class: "facts" },
-        h("span", null, models(job)), h("span", null, method(job)),
+        models(job) && h("span", null, models(job)), h("span", null, method(job)),
         parent(job) && h("span", null, "of the job ", h("a", { href: `#/jobs/${parent(job)}` }, parent(job))),
         dataset(job) && h("span", null, `data ${dataset(job)}`),
         job.teacher_check && !job.result && h("span", null, `teacher ${teacherCheck(job.teacher_check)}`),

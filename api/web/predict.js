@@ -40,7 +40,7 @@ export function predictBox(at, signal) {
       say([file.name, found.image && `shown to the networks: ${found.image.shown}`].filter(Boolean).join("; "));
       answer.replaceChildren(...answers(found));
     } catch (error) {
-      if (!signal.aborted) say(error instanceof TypeError ? "no answer from the service" : [error.message, error.body?.hint].filter(Boolean).join(" "));
+      if (!signal.aborted) say([error.message, error.body?.hint].filter(Boolean).join(" "));
     } finally {
       input.value = ""; // So that the same file can be chosen again.
     }

@@ -61,7 +61,7 @@ function figures(proof, gain) {
   if (!proof) return gain != null && h("div", { class: "proof" }, gainFigure({ value: gain }));
   const ruling = rulingOf(proof);
   const whole = (value) => percent(value, 0);
-  const why = proof.no_gap?.message || `its interval over ${proof.over_seeds.seeds} seeds has no bounds: more seeds are needed`;
+  const why = proof.no_gap?.message || `its interval over ${proof.over_seeds?.seeds} seeds has no bounds: more seeds are needed`;
   return h("div", { class: "proof" },
     ruling.gap ? figure("Gap closed", "The part of the way from the student alone to its teacher: (student − alone) / (teacher − alone)",
       whole(ruling.gap.value), bounds(ruling.gap, whole) + ruling.scope, tone(ruling.gap), scale(ruling.gap, true))
@@ -178,7 +178,7 @@ function evaluation({ result, status }) {
     : "The figures appear here when the model has been measured on the test images.");
   const fact = (name, text) => h("tr", null, h("th", { scope: "row" }, name), h("td", { class: "number" }, text));
   return [
-    h("table", null, h("tbody", null,
+    h("table", { class: "facts-table" }, h("tbody", null,
       h("tr", { class: "first" }, h("th", { scope: "row" }, "Accuracy"), h("td", { class: "number" }, percent(result.accuracy))),
       fact("95 % interval", range(result.interval)),
       fact("Top-5 accuracy", percent(result.accuracy_top5)),
@@ -239,7 +239,7 @@ function exported(job) {
     : `${checkpoint.which}${checkpoint.epoch == null ? "" : `, epoch ${checkpoint.epoch}`}, at step ${count(checkpoint.step)}`;
   return [
     h("p", { class: "verdict" }, `${made} file${made === 1 ? "" : "s"} made${refused ? `, ${refused} refused` : ""}.`),
-    h("table", null, h("tbody", null,
+    h("table", { class: "facts-table" }, h("tbody", null,
       fact("Student", measured.architecture), fact("Weights", from), fact("Accuracy", percent(measured.accuracy)),
       measured.interval && fact("95 % interval", range(measured.interval)), fact("Test images", count(measured.test_samples)),
       fact("Parameters", count(measured.parameters)))),
@@ -254,7 +254,7 @@ function benchmark(job) {
   const [height, width] = found.image_size;
   const fact = (name, text) => h("tr", null, h("th", { scope: "row" }, name), h("td", { class: "number" }, text));
   return [
-    h("table", null, h("tbody", null,
+    h("table", { class: "facts-table" }, h("tbody", null,
       fact("Network", found.architecture), fact("Parameters", count(found.parameters)), fact("Size", bytes(found.bytes)),
       fact("Multiplications of one image", found.macs == null ? "not known" : short(found.macs)),
       fact("Input", `${found.channels} × ${height} × ${width}`), fact("Classes", count(found.num_classes)),

@@ -73,7 +73,7 @@ export async function submitPage(main, from, signal, showError) {
     } catch (error) {
       if (signal.aborted) return;
       if (error.body?.errors?.length) show(findings, [Math.random()], () => faults(error.body.errors));
-      notice.textContent = error instanceof TypeError ? "no answer from the service" : error.message;
+      notice.textContent = error.message;
     } finally {
       buttons.forEach((button) => { button.disabled = false; });
     }

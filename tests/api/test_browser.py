@@ -490,7 +490,7 @@ def interval(value: float, low: float, high: float) -> dict[str, float]:
     return {"value": value, "low": low, "high": high}
 
 
-PROOF = {
+PROOF: dict[str, Any] = {
     "gap_closed": interval(0.5, 0.31, 0.72),
     "no_gap": None,
     "gain": interval(0.05, 0.021, 0.083),
@@ -528,6 +528,16 @@ def test_job_page_begins_with_the_verdict_and_its_intervals(settings: Settings, 
     assert browser.value("[...document.querySelectorAll('.proof b')].map((one) => one.className)") == ["up", "up"]
 
 
+def test_job_page_of_a_single_seed_has_the_intervals_over_images(
+    settings: Settings, address: str, browser: Browser
+) -> None:
+    job = finished(settings, address, {"proof": {**PROOF, "seeds": PROOF["seeds"][:1], "over_seeds": None}})
+    browser.open(f"{address}/#/jobs/{job['id']}", 1200, "Gap closed")
+    shown = " ".join(browser.value("document.querySelector('.result').innerText").split())
+    assert shown.startswith("Gap closed 50 % 95 % interval 31 % to 72 % alone teacher Gain over the student alone +5.0")
+    assert browser.value("document.getElementById('service').textContent") == ""
+
+
 def test_job_page_of_a_job_that_gained_nothing_states_no_gap(
     settings: Settings, address: str, browser: Browser
 ) -> None:
@@ -563,7 +573,7 @@ def test_job_page_shows_each_file_with_its_figures_and_why_one_was_refused(
     job = finished(settings, address, {"files": files})
     browser.open(f"{address}/#/jobs/{job['id']}", 1200, "Make files of the student")
     shown = " ".join(browser.value("document.querySelector('.files').innerText").split())
-    assert "student.onnx ONNX, onnxruntime 1.28 90.0 % 99.8 % 123 kB 0.421 ms 95 %: 0.500 ms 90.0 MB Download" in shown
+    assert "student.onnx onnxruntime 1.28 90.0 % 99.8 % 123 kB 0.421 ms 95 %: 0.500 ms 90.0 MB Download" in shown
     assert "int8 after the training refused it is right on 12.0 %" in shown
     assert "measured on A <i>CPU</i>, 1 thread" in shown
     links = browser.value("[...document.querySelectorAll('.files a')].map((one) => one.getAttribute('href'))")
