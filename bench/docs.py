@@ -8,7 +8,7 @@ of random pictures and random weights. Fences of `sh` run as a script, those of 
 shows `error:` has to fail in these words, and `cat FILE` writes the lines that it shows.
 
 What cannot run here has a comment before its fence: `<!-- not run: why -->`, or `<!-- not run, ./run test: why -->` for
-the commands of it that begin so. Epochs become one, addresses those of the server, and words such as JOB the ids that
+the commands of it that begin so. Epochs become two, addresses those of the server, and words such as JOB the ids that
 they stand for (`WORDS`). Prints what ran, what did not and why; exit status 1 if a command failed. `--list` only lists.
 """
 
@@ -46,7 +46,7 @@ TAIL = 25
 ADMIN_KEY = "distillery_" + "5" * 48
 """The operator's key where a page says that the server was started with one."""
 WITH_ADMIN_KEY = ("docs/team.md",)
-SMALLER = ((r"--epochs \d+", "--epochs 1"), (r'"epochs": ?\d+', '"epochs": 1'))
+SMALLER = ((r"--epochs \d+", "--epochs 2"), (r'"epochs": ?\d+', '"epochs": 2'))
 HOOK = "https://example.org/hooks/distillery"
 IMAGES = 18
 """Of each class: with a tenth held out, more than a batch."""

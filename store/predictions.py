@@ -78,7 +78,7 @@ class Claimed:
     dataset: dict[str, Any]
     """The facts of its data set."""
     student: str
-    """The digest of its student."""
+    """The digest of its student; empty if its file is gone, which the worker then says."""
     alone: str | None
 
 
@@ -141,9 +141,12 @@ def claim(connection: Connection, owner: str) -> Claimed | None:
     baseline = str(job.resolved_spec.get("baseline") or "")
     alone = files.get(ALONE_FILE) or (baseline.removeprefix(BLOB) if baseline.startswith(BLOB) else None)
     return Claimed(
-        **row._mapping, spec=job.resolved_spec, dataset=(job.result or {})["dataset"], student=files[STUDENT_FILE],
+        **row._mapping,
+        spec=job.resolved_spec,
+        dataset=(job.result or {}).get("dataset") or {},
+        student=files.get(STUDENT_FILE, ""),
         alone=alone,
-    )  # fmt: skip
+    )
 
 
 def finish(

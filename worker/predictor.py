@@ -121,8 +121,10 @@ class Predictor:
                 error = error_of(ending)
         except EngineError as fault:
             error = fault.as_dict()
-        except OSError as fault:
-            error = Internal(f"the worker failed: {fault}").as_dict()
+        except Exception as fault:
+            # Whatever it is: a row without an end would be the first one for ever.
+            log.exception("prediction %s: the worker failed", claimed.id)
+            error = Internal(f"the worker failed: {type(fault).__name__}: {fault}").as_dict()
         if error is not None:
             log.info("prediction %s of job %s: %s: %s", claimed.id, claimed.job_id, error["code"], error["message"])
         with self._context.database.begin() as connection:

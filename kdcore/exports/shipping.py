@@ -14,9 +14,10 @@ from kdcore import report
 from kdcore.checkpoint import Stopped
 from kdcore.data.images import Data
 from kdcore.exports import measuring, onnx, onnx_int8, openvino, safetensors, student_source, torch_export
-from kdcore.exports.exporter import CannotExport, Deliverable, Exporter, FileRow, Quantized, missing
+from kdcore.exports.exporter import CannotExport, Deliverable, Exporter, FileRow, Quantized
 from kdcore.prepare import PreparedJob, Workspace
 from kdcore.spec import INT8, ExportFormat, ExportOptions
+from kdcore.spec.shipping import missing
 from kdcore.training import Outcome
 
 EXPORTERS: dict[ExportFormat, Exporter] = {
@@ -121,7 +122,7 @@ def make(exporter: Exporter, student: Deliverable, options: ExportOptions, data:
     row = FileRow(
         exporter.file, exporter.format, runtime=exporter.runtime, quantization=_quantization(exporter, student)
     )
-    if absent := missing(exporter):
+    if absent := missing(exporter.format):
         text = f"{exporter.file} cannot be made: {', '.join(absent)} is not installed on this worker"
         return row.but_refused(UNAVAILABLE, text)
     try:

@@ -96,9 +96,9 @@ def test_words_are_replaced_and_epochs_made_few() -> None:
     service = Service("http://127.0.0.1:9", Path("/work"), "http://127.0.0.1:8/hooks", key="dk_1")
     text = "curl http://127.0.0.1:8000/v1 -H 'Bearer dk_…' --epochs 30 > /backups/x # EXPORT_JOB is no word"
     assert meant(text, service) == (
-        "curl http://127.0.0.1:9/v1 -H 'Bearer dk_1' --epochs 1 > /work/backups/x # EXPORT_JOB is no word"
+        "curl http://127.0.0.1:9/v1 -H 'Bearer dk_1' --epochs 2 > /work/backups/x # EXPORT_JOB is no word"
     )
-    assert small('{"epochs": 240, "teacher_epochs": 3}') == '{"epochs": 1, "teacher_epochs": 3}'
+    assert small('{"epochs": 240, "teacher_epochs": 3}') == '{"epochs": 2, "teacher_epochs": 3}'
     assert unknown_words("distillery show job_… wh_…") == []
     assert not any("…" in word and not word.endswith("_…") for word in WORDS)
 

@@ -84,6 +84,16 @@ def test_claim_takes_the_student_alone_of_another_job_from_the_resolved_spec(dat
     assert claimed is not None and claimed.alone is None
 
 
+def test_claim_of_a_job_without_a_student_or_facts_raises_nothing(database: Database):
+    """Such a row would be the first one for ever."""
+    claimed_job = running(database, resolved_spec={"method": "kd"})
+    with database.begin() as connection:
+        lifecycle.finish_succeeded(connection, claimed_job.job.id, claimed_job.fence, {}, [])
+    ask(database, claimed_job.job.id)
+    claimed = claim(database)
+    assert claimed is not None and (claimed.student, claimed.dataset) == ("", {})
+
+
 def test_finish_is_accepted_from_the_owner_once(database: Database):
     asked = ask(database, done(database))
     claim(database)

@@ -155,7 +155,7 @@ def test_ship_what_has_no_form_in_a_format_is_a_warning(tmp_path, monkeypatch):
 
 
 def test_ship_a_missing_library_is_a_warning(tmp_path, monkeypatch):
-    monkeypatch.setattr("kdcore.exports.exporter.find_spec", lambda name: None if name == "openvino" else name)
+    monkeypatch.setattr("kdcore.spec.shipping.find_spec", lambda name: None if name == "openvino" else name)
     where, stream = workspace(tmp_path)
     one = student("convnet4")
     [row] = shipping.ship(one, ["openvino"], ExportOptions(), data(one, images()), where)
