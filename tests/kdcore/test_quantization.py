@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from kdcore import models
+from kdcore import checkpoint, models
 from kdcore.classifier import Classifier, FrozenTeacher
 from kdcore.data.images import Images, TrainingSet
 from kdcore.graph_step import GraphStep
@@ -401,7 +401,7 @@ class Stop(Exception):
 
 @pytest.mark.parametrize("recipe", [{}, {"ema": 0.5}, {"batch_norm": "running"}], ids=str)
 @pytest.mark.parametrize("steps", [6, 7, 9])
-def test_stage_training_for_int8_resumes_bit_for_bit(steps, recipe):
+def test_stage_training_for_int8_resumes_bit_for_bit(steps, recipe, tmp_path):
     """After the last float epoch, within the first epoch for int8, and after it."""
     states = []
 
@@ -414,7 +414,8 @@ def test_stage_training_for_int8_resumes_bit_for_bit(steps, recipe):
     with pytest.raises(Stop):
         taught(2, recipe, after_step=stop).run()
     resumed = taught(2, recipe)
-    resumed.restore(states[-1])
+    written = checkpoint.save(tmp_path, steps, checkpoint.Progress(training=states[-1]))
+    resumed.restore(checkpoint.load(written.path, torch.device("cpu")).training)
     again = resumed.run()["student"]
     assert same(again.best, whole.best) and same(again.last, whole.last) and same(again.before, whole.before)
     assert again.ranges == whole.ranges and again.best_epoch == whole.best_epoch
