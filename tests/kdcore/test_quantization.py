@@ -1,5 +1,6 @@
 """Rounding by hand, against onnxruntime, and a training whose last epochs round."""
 
+from contextlib import closing
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from kdcore.objectives import Objective, Setting, build
 from kdcore.quantization import FakeQuantization, keep_in_eval, of_tensors, rounded_activation, rounded_weight
 from kdcore.schemes.exits import Exits
 from kdcore.schemes.mutual import Mutual
-from kdcore.schemes.offline import Alone, Offline
+from kdcore.schemes.offline import Alone, Offline, TeacherAhead
 from kdcore.spec import Training
 from kdcore.spec.methods.response import Kd
 from kdcore.training import Observer, Outcome, StageTraining
@@ -439,6 +440,14 @@ def test_stage_training_for_int8_rounds_no_teacher_and_every_peer():
     outcomes = training(Mutual(peers), 1).run()
     assert all(peer.rounding is not None for peer in peers)
     assert outcomes["student"].ranges != outcomes["student-2"].ranges
+
+
+def test_stage_training_for_int8_rounds_no_teacher_that_runs_ahead_in_its_thread():
+    in_turn = taught(2).run()["student"]
+    with closing(TeacherAhead(FrozenTeacher(classifier(1)), 1)) as ahead:
+        beside = training(Offline(classifier(0, dropout=0.25), ahead), 2)
+        beside.through = ahead.through
+        assert same(beside.run()["student"].best, in_turn.best)
 
 
 def test_stage_training_for_int8_of_exits_rounds_the_student_alone():
