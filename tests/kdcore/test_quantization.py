@@ -443,9 +443,9 @@ def test_stage_training_for_int8_rounds_no_teacher_and_every_peer():
 
 
 def test_stage_training_for_int8_rounds_no_teacher_that_runs_ahead_in_its_thread():
-    in_turn = taught(2).run()["student"]
+    in_turn = taught(2, student=classifier(0)).run()["student"]
     with closing(TeacherAhead(FrozenTeacher(classifier(1)), 1)) as ahead:
-        beside = training(Offline(classifier(0, dropout=0.25), ahead), 2)
+        beside = training(Offline(classifier(0), ahead), 2)
         beside.through = ahead.through
         assert same(beside.run()["student"].best, in_turn.best)
 
