@@ -28,6 +28,7 @@ from api.routes import (
     artifacts,
     attempts,
     audit,
+    benchmarks,
     datasets,
     evaluations,
     events,
@@ -44,6 +45,7 @@ from api.routes import (
     predictions,
     projects,
     storage,
+    suggestions,
     uploads,
     webhooks,
 )
@@ -68,6 +70,8 @@ browsers reconnect. There are no WebSockets: a request that asks for one is answ
 V1 = (
     jobs,
     exports,
+    benchmarks,
+    suggestions,
     attempts,
     events,
     metrics,

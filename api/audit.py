@@ -33,6 +33,7 @@ ACTIONS: dict[tuple[str, str], str | None] = {
     ("POST", "/v1/datasets"): "dataset.register",
     ("POST", "/v1/models/{name_or_id}/evaluations"): "evaluation.submit",
     ("POST", "/v1/jobs/{job_id}/exports"): "export.submit",
+    ("POST", "/v1/benchmarks"): "benchmark.submit",
     # Its parts are no actions; its end is `upload.complete`.
     ("PATCH", "/v1/uploads/{upload_id}"): None,
     # It changes nothing that stays.

@@ -17,6 +17,7 @@ from api.polls import Polls
 from api.references import References
 from api.registrations import Registrations
 from base.figures import Exchange
+from base.wakeup import MEMORY
 from store.database import Database
 from store.file_store import FileStore
 from store.settings import Settings
@@ -61,8 +62,10 @@ PollsDep = Annotated[Polls, _held("polls")]
 WakeWorkers = Annotated[Callable[[], None], _held("wake_workers")]
 
 
-async def references(request: Request, db: Db, inspections: InspectionsDep, caller: Caller) -> References:
-    return References(db, inspections, caller, request.is_disconnected)
+async def references(
+    request: Request, db: Db, inspections: InspectionsDep, caller: Caller, settings: Config
+) -> References:
+    return References(db, inspections, caller, request.is_disconnected, settings.broker_url.startswith(MEMORY))
 
 
 ReferencesDep = Annotated[References, Depends(references)]

@@ -88,6 +88,9 @@ class References:
     caller: Member
     client_gone: Callable[[], Awaitable[bool]]
     """Tells whether the client has closed the connection: then nobody needs its inspections."""
+    one_installation: bool = False
+    """True if the workers have the packages of this process, as in the embedded server: then it is known here whether
+    they can write a file of a format."""
 
     async def dataset(
         self, dataset: Dataset, size_at: str = "/dataset/image_size", as_registered: bool = True

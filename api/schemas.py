@@ -44,7 +44,7 @@ from base.wire import (
 )
 from kdcore.catalog import DatasetFacts, ModelFacts, ProgramFacts
 from kdcore.spec import DataOptions, ExportOptions, Formats, Preprocessing, Scheduling
-from kdcore.spec.job import ClassMap, ClassNames, Labels, Part
+from kdcore.spec.job import Architecture, ClassMap, ClassNames, Labels, Part
 from kdcore.spec.kinds import Which
 from kdcore.spec.vocabulary import at_most, few_unknown
 from store.artifacts import Artifact
@@ -53,6 +53,7 @@ from store.keys import Key
 from store.predictions import Prediction
 from store.records import Job, ListedJob
 from store.registry import Dataset, Entry, Model
+from store.speeds import Speed
 from store.uploads import Upload
 from store.webhooks import Delivery, Webhook
 from store.workers import Waiting, Worker
@@ -174,6 +175,19 @@ def artifact_view(artifact: Artifact) -> dict[str, Any]:
 
 def prediction_view(prediction: Prediction, message: str | None) -> dict[str, Any]:
     return view_of(PredictionView, prediction, job=prediction.job_id, message=message)
+
+
+def benchmark_view(key: str, kept: Speed | None, job: Job | None) -> dict[str, Any]:
+    """Return what is kept under a key, and the state of the newest job that measures it; at least one is there."""
+    status = job.status if job is not None else "succeeded"
+    return {
+        "key": key,
+        "status": status,
+        "job": job.id if job is not None else kept.figures["job"] if kept is not None else "",
+        "figures": None if kept is None else {name: value for name, value in kept.figures.items() if name != "job"},
+        "error": None if job is None else job.error,
+        "measured_at": None if kept is None else iso(kept.measured_at),
+    }
 
 
 def upload_view(upload: Upload) -> dict[str, Any]:
@@ -447,6 +461,43 @@ class NewExport(Schema):
     name: Title | None = Field(default=None, description="A name for the job.")
     labels: Labels = Field(default={})
     strict: bool = Field(default=False, description="True: a warning is an error, warning_refused.")
+    scheduling: Scheduling = Field(default=Scheduling(), description="The scheduling of the job by the service.")
+
+
+class NewBenchmark(Schema):
+    """The measurement of one network: a listed architecture, a registered model, or the student of a job."""
+
+    architecture: Architecture | None = Field(
+        default=None, description="A name of GET /v1/architectures, or one of timm's: its weights are drawn."
+    )
+    model: Annotated[str, Text(300)] | None = Field(default=None, description="A registered model, by name or id.")
+    job: Id | None = Field(default=None, description="A job that has succeeded: its student.")
+    num_classes: Annotated[int, Field(ge=2, le=100_000)] | None = Field(
+        default=None, description="Of an architecture. Default: 10. A file has its own."
+    )
+    channels: Annotated[int, Field(ge=1, le=4)] | None = Field(
+        default=None, description="Of an architecture. Default: 3. A file has its own."
+    )
+    image_size: Annotated[int, Field(ge=4, le=1024)] | None = Field(
+        default=None, description="Height and width. Default: that of the images from which a file has learned."
+    )
+    batch_size: Annotated[int, Field(ge=2, le=1024)] = Field(
+        default=32, description="The latency is measured with one image, and with so many."
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        default="auto", description="Of the worker that takes the job; auto: a GPU if it has one."
+    )
+    threads: Annotated[int, Field(ge=1, le=1024)] | None = Field(
+        default=None, description="CPU threads. Default: those that are free, at most the slot's share of the cores."
+    )
+    export: Formats = Field(
+        default=("safetensors",),
+        description="safetensors: the network in PyTorch, on the device. Others: files, run by their own runtimes on "
+        "the CPU.",
+    )
+    anew: bool = Field(default=False, description="True: measure again, also what is kept.")
+    name: Title | None = Field(default=None, description="A name for the job.")
+    labels: Labels = Field(default={})
     scheduling: Scheduling = Field(default=Scheduling(), description="The scheduling of the job by the service.")
 
 

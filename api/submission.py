@@ -45,6 +45,7 @@ from kdcore.spec import (
 )
 from kdcore.spec.fitting import teacher_size
 from kdcore.spec.job import TRAINED_BASELINES
+from kdcore.spec.shipping import not_installed
 from store.records import Job
 
 T = TypeVar("T")
@@ -211,6 +212,8 @@ async def examine(body: Any, references: References) -> Examined:
     known = lookup.known
     faults += tags_without_weights(fields)
     faults += fit(fields, known)
+    if references.one_installation:
+        faults += not_installed(fields.get("export", ()))
     if spec is not None and lookup.data is not None and known.dataset is not None:
         faults += _baseline_faults(spec, lookup, lookup.data, known.dataset)
     if faults or spec is None or lookup.data is None or known.dataset is None:

@@ -80,6 +80,21 @@ class Progress(TypedDict, total=False):
     seconds_remaining: float | None
 
 
+class BestEpoch(TypedDict):
+    """The epoch that was the most accurate on held-out images."""
+
+    epoch: int
+    validation_accuracy: float
+
+
+class LastEpoch(TypedDict):
+    """The end of a training."""
+
+    epoch: int
+    accuracy: float
+    """On the test images."""
+
+
 class Measured(TypedDict):
     """The figures of one model on the test images."""
 
@@ -96,7 +111,12 @@ class Measured(TypedDict):
     """With the running averages of its batch norms in the place of measured statistics; only if they differ by more
     than noise (warning `batch_norm_not_converged`)."""
     temperature: NotRequired[float | None]
-    """Divide the logits by it for calibrated probabilities (`calibration`)."""
+    """Divide the logits by it for calibrated probabilities (`calibration`). Of teacher, student and student alone."""
+    best: NotRequired[BestEpoch]
+    """The epoch whose weights are measured here and delivered. Of models that the job trained."""
+    last: NotRequired[LastEpoch]
+    training_accuracy: NotRequired[float]
+    """Of a teacher that is a file of logits: its accuracy on training images."""
 
 
 class Timings(TypedDict, total=False):
@@ -313,17 +333,86 @@ class ClassesView(TypedDict):
     """At most 20 pairs, the most similar first; empty without a teacher of these classes."""
 
 
+class Latency(TypedDict):
+    """The time of one call with a batch of this size."""
+
+    batch: int
+    p50_ms: float
+    p95_ms: float
+
+
+class Refused(TypedDict):
+    """Why a file is not delivered: it is no artifact, and the job has a warning of this code."""
+
+    code: str
+    message: str
+    hint: NotRequired[str | None]
+
+
+class FileFigures(TypedDict):
+    """A file of the student, loaded by its own runtime and measured after it was written. Null is what was not
+    measured."""
+
+    name: str
+    """Of the artifact."""
+    format: str
+    bytes: int | None
+    sha256: str | None
+    runtime: str
+    """The library that ran the file."""
+    accuracy: float | None
+    agreement: float | None
+    """Share of the test images on which file and float student predict the same class."""
+    images: int
+    """Test images on which both were measured."""
+    latency: list[Latency]
+    threads: int | None
+    """With which the latency was measured, on `cpu`."""
+    cpu: str | None
+    peak_memory_bytes: int | None
+    """Of a process that loads the file and runs these batches, with its runtime."""
+    quantization: Literal["after_training", "aware"] | None
+    """How it became int8; null for float."""
+    refused: Refused | None
+
+
+class Int8Row(TypedDict):
+    """A file of the student beside the others, float or int8."""
+
+    student: Literal["delivered", "before"]
+    """`before`: the same student at the best of the epochs before it trained for int8. Such a file is measured, and not
+    delivered."""
+    format: str
+    quantization: Literal["after_training", "aware"] | None
+    bytes: int | None
+    accuracy: float | None
+    agreement: float | None
+    images: int
+    lost: float | None
+    """What int8 has lost of the accuracy of the same weights in float."""
+    refused: Refused | None
+
+
+class Int8Table(TypedDict):
+    """What int8 costs the student, as its files show it."""
+
+    aware_epochs: int
+    """The last epochs, in which it trained for int8; 0 if it did not."""
+    rows: list[Int8Row]
+
+
 class Report(TypedDict):
     """The result of a job: the teacher, its student, and the same student trained without the teacher. `docs/report.md`
     has every field."""
 
     version: NotRequired[int]
-    """Of this schema: 2. A report without it is of version 1, which had none of the fields from `proof` on."""
+    """Of this schema: 2. A report without it is of version 1."""
     teacher: Measured | None
     """Several teachers are measured as one: their probabilities are averaged."""
     student: Measured
     alone: Measured | None
     gain: float | None
+    """Accuracy of the student less that of the student alone; null without a baseline."""
     verdict: NotRequired[str]
     """What the job has shown, in one sentence: whether distilling helped, harmed, or made no measurable difference."""
     proof: NotRequired[Proof]
@@ -347,6 +436,14 @@ class Report(TypedDict):
     calibration: NotRequired[CalibrationView]
     confusion: NotRequired[Confusion]
     classes: NotRequired[ClassesView]
+    files: NotRequired[list[FileFigures]]
+    """The files of the student; also those that are not delivered, and why."""
+    quantization: NotRequired[Int8Table | None]
+    """Null without an int8 file."""
+    dataset: NotRequired[dict[str, Any]]
+    """The facts of the data set: classes, sizes, splits and digest."""
+    starts: NotRequired[dict[str, Any]]
+    """What students took from checkpoints, by their place in the spec; only if one did."""
 
 
 class ClassFigures(TypedDict):
@@ -417,6 +514,111 @@ class Export(TypedDict):
     warnings: list[WarningView]
 
 
+class LatencyView(TypedDict):
+    """The time of one run of a batch, over all runs."""
+
+    batch: int
+    p50_ms: float
+    p95_ms: float
+
+
+class MachineView(TypedDict):
+    """What computed."""
+
+    kind: Literal["cpu", "cuda"]
+    name: str | None
+    """The model of the CPU or GPU."""
+
+
+class Benchmark(TypedDict):
+    """The result of a job of the kind `benchmark`: the size and the speed of a network on this service's machine."""
+
+    architecture: str
+    """`program` for an ONNX model or an exported program."""
+    parameters: int
+    bytes: int
+    """Of all tensors of a checkpoint."""
+    macs: int | None
+    """Multiply-accumulates of convolutions, linear layers and attention for one image. Null for an ONNX model."""
+    num_classes: int
+    channels: int
+    image_size: tuple[int, int]
+    """Height and width."""
+    batch_size: int
+    device: MachineView
+    threads: int
+    files: list[dict[str, Any]]
+    """A row for each format, as in a report: `format`, `runtime`, `bytes`, `latency`, `threads`, `cpu`, `device`,
+    `peak_memory_bytes`, `refused`. `safetensors` is the network as PyTorch runs it."""
+    seconds: float
+    warnings: list[WarningView]
+
+
+class BenchmarkView(View):
+    """What was asked for, and its figures as soon as they are measured. They are kept under `key`."""
+
+    key: str
+    """The SHA-256 of network, shape, batch sizes, device, threads, formats and PyTorch's version."""
+    status: Status
+    """Of the job that measures it, or did last."""
+    job: str
+    """Its id: GET /v1/jobs/{id}. It may be deleted; the figures are kept."""
+    figures: Annotated[Benchmark, AnyFields] | None
+    """The newest; null before the first job has succeeded."""
+    error: ErrorView | None
+    measured_at: Time | None
+
+
+class SuggestionView(View):
+    """A network that fits into the budget, in one format."""
+
+    architecture: str
+    format: str
+    runtime: str
+    device: MachineView
+    threads: int | None
+    bytes: int
+    """Of the file; of `safetensors` in a benchmark, of the weights."""
+    p50_ms: float | None
+    p95_ms: float | None
+    batch: int
+    """Of the latency."""
+    parameters: int
+    macs: int | None
+    accuracy: float | None
+    """The best on test images that a job of this project has measured for this architecture and format; null if none
+    has."""
+    accuracy_job: str | None
+    accuracy_of: Literal["file", "student"] | None
+    """file: of this very file. student: of a student of this architecture, before a file was made of it."""
+    measured_by: str
+    """The id of the job that measured size and latency."""
+    measured_at: Time
+
+
+class UnmeasuredView(View):
+    """A listed network of which nothing was measured at this shape."""
+
+    architecture: str
+    parameters: int | None
+    body: dict[str, Any]
+    """Send it to POST /v1/benchmarks."""
+
+
+class Suggestions(View):
+    """Students that fit into a budget, from measured figures alone, the best first."""
+
+    ranked_by: Literal["accuracy", "parameters"]
+    why: str
+    """Why they are ranked so, in one sentence."""
+    data: list[SuggestionView]
+    measured: int
+    """Networks and formats that were measured at this shape, whether they fit or not."""
+    not_measured: list[UnmeasuredView]
+    """The smallest ones first, at most 50."""
+    not_measured_count: int
+
+
 class TeacherCheck(TypedDict):
     """The teacher on a sample of the test images, before anything is trained."""
 
@@ -467,7 +669,7 @@ class JobView(View):
     """Its sender. Null if it was sent to an earlier version."""
     kind: Kind
     """`distillation` trains a student, `evaluation` measures a registered model on test images, `export` writes files
-    of a job's student, `benchmark` measures the speed of a network, `prediction` runs models on one image."""
+    of a job's student, `benchmark` measures the speed of a network."""
     method: str
     """The names of its methods, as in kd+attention; the kind of a job that trains nothing."""
     labels: dict[str, str]

@@ -8,7 +8,7 @@ of random pictures and random weights. Fences of `sh` run as a script, those of 
 shows `error:` has to fail in these words, and `cat FILE` writes the lines that it shows.
 
 What cannot run here has a comment before its fence: `<!-- not run: why -->`, or `<!-- not run, ./run test: why -->` for
-the commands of it that begin so. Epochs become one, addresses those of the server, and words such as JOB the ids that
+the commands of it that begin so. Epochs become two, addresses those of the server, and words such as JOB the ids that
 they stand for (`WORDS`). Prints what ran, what did not and why; exit status 1 if a command failed. `--list` only lists.
 """
 
@@ -46,8 +46,10 @@ TAIL = 25
 ADMIN_KEY = "distillery_" + "5" * 48
 """The operator's key where a page says that the server was started with one."""
 WITH_ADMIN_KEY = ("docs/team.md",)
-SMALLER = ((r"--epochs \d+", "--epochs 1"), (r'"epochs": ?\d+', '"epochs": 1'))
+SMALLER = ((r"--epochs \d+", "--epochs 2"), (r'"epochs": ?\d+', '"epochs": 2'))
 HOOK = "https://example.org/hooks/distillery"
+IMAGES = 18
+"""Of each class: with a tenth held out, more than a batch."""
 CLASSES = ("daisy", "dandelion", "rose", "sunflower", "tulip")
 
 
@@ -279,6 +281,9 @@ class Interpreter:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
+        for pipe in (self.process.stdin, self.process.stdout):
+            with contextlib.suppress(BrokenPipeError):
+                pipe.close()  # type: ignore[union-attr]
 
 
 PYTHON_LOOP = """
@@ -322,7 +327,9 @@ class Session:
 
     def _interpreter(self, command: Command) -> Interpreter:
         name = "python" if command.language == "python" else f"{command.prompt}$"
-        if name not in self._running or not self._running[name].alive:
+        if name in self._running and not self._running[name].alive:
+            self._running.pop(name).end()
+        if name not in self._running:
             environment = dict(self.environment)
             if command.prompt and (key := self.service.keys.get(command.prompt)):
                 environment["DISTILLERY_API_KEY"] = key
@@ -439,7 +446,7 @@ def make_inputs(folder: Path) -> None:
     folder.mkdir()
     photographs = {
         f"{split}/{name}/{number}.jpg": _jpeg(rng)
-        for split, count in (("train", 14), ("test", 4))
+        for split, count in (("train", IMAGES), ("test", 4))
         for name in CLASSES
         for number in range(count)
     }
@@ -450,19 +457,20 @@ def make_inputs(folder: Path) -> None:
     for path, content in photographs.items():
         (folder / "flowers" / path).parent.mkdir(parents=True, exist_ok=True)
         (folder / "flowers" / path).write_bytes(content)
-    (folder / "cat.jpg").write_bytes(_jpeg(rng))
+    for name in ("cat.jpg", "rose.jpg"):
+        (folder / name).write_bytes(_jpeg(rng))
     with zipfile.ZipFile(folder / "photos.zip", "w") as archive:
         for number in range(80):
-            archive.writestr(f"{number}.jpg", _jpeg(rng))
+            archive.writestr(f"{number}.jpg", _jpeg(rng, 32, 32))
     pictures = {f"x_{split}": rng.integers(0, 256, (count, 32, 32, 3), "uint8") for split, count in COUNTS.items()}
     labels = {f"y_{split}": np.arange(count) % 100 for split, count in COUNTS.items()}
     np.savez(folder / "cifar100.npz", **pictures, **labels)
-    np.savez(folder / "teacher.npz", logits=rng.normal(size=(14 * len(CLASSES), len(CLASSES))).astype("float32"))
+    np.savez(folder / "teacher.npz", logits=rng.normal(size=(IMAGES * len(CLASSES), len(CLASSES))).astype("float32"))
     resnet56 = models.build("resnet56", 100, 3).state_dict()
     for name in ("resnet56.pth", "cifar100_resnet56.pth"):
         torch.save(resnet56, folder / name)
     torch.save(models.build("torchvision/resnet18", len(CLASSES), 3).state_dict(), folder / "teacher.pth")
-    facts = {"architecture": MOBILENET, "num_classes": 100, "channels": 3, "image_size": 32, "members": 1}
+    facts = {"architecture": MOBILENET, "num_classes": 100, "channels": 3, "image_size": [32, 32], "members": 1}
     facts |= {"class_names": [f"class {number}" for number in range(100)], "mean": [0.5] * 3, "std": [0.25] * 3}
     weights = models.build(MOBILENET, 100, 3).state_dict()
     save_file(weights, folder / "mobilenet.safetensors", {"distillery": json.dumps(facts)})
@@ -482,11 +490,11 @@ COUNTS = {"train": 200, "test": 100}
 MOBILENET = "torchvision/mobilenet_v3_small"
 
 
-def _jpeg(rng: "np.random.Generator") -> bytes:  # type: ignore[name-defined]  # noqa: F821
+def _jpeg(rng: "np.random.Generator", height: int = 64, width: int = 80) -> bytes:  # type: ignore[name-defined]  # noqa: F821
     from PIL import Image
 
     content = io.BytesIO()
-    Image.fromarray(rng.integers(0, 256, (64, 80, 3), "uint8")).save(content, "JPEG")
+    Image.fromarray(rng.integers(0, 256, (height, width, 3), "uint8")).save(content, "JPEG")
     return content.getvalue()
 
 

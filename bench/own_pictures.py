@@ -103,12 +103,12 @@ def _run(service: Distillery, folder: Path, pretrained: Path | None, budget: Bud
     _register(service, folder, pretrained)
     weights = {MOBILENET: f"model:{PRETRAINED_MODEL}", "resnet20": "model:resnet20-cifar100"}
     if pretrained is None:
-        done[PRETRAINING] = _finished(service, PRETRAINING, pretraining_spec(budget))
+        done[PRETRAINING] = finished(service, PRETRAINING, pretraining_spec(budget))
         weights[MOBILENET] = f"job:{done[PRETRAINING]['id']}"
-    done[TEACHER] = _finished(service, TEACHER, teacher_spec(budget))
+    done[TEACHER] = finished(service, TEACHER, teacher_spec(budget))
     for row in ROWS:
         ids = {name: job["id"] for name, job in done.items()}
-        done[row.name] = _finished(service, row.name, row_spec(row, ids, weights[row.student], budget))
+        done[row.name] = finished(service, row.name, row_spec(row, ids, weights[row.student], budget))
 
 
 def _register(service: Distillery, folder: Path, pretrained: Path | None) -> None:
@@ -128,7 +128,7 @@ def _register(service: Distillery, folder: Path, pretrained: Path | None) -> Non
         service.register_dataset("cifar100-all", folder / "cifar100.npz")
 
 
-def _finished(service: Distillery, name: str, spec: Spec) -> Spec:
+def finished(service: Distillery, name: str, spec: Spec) -> Spec:
     """Return the job of a spec when it has succeeded. A second run in the same home gets the same job."""
     digest = hashlib.sha256(json.dumps(spec, sort_keys=True).encode()).hexdigest()
     job = service.submit({"name": name, **spec}, idempotency_key=digest)

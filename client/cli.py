@@ -20,9 +20,19 @@ from rich.console import Console
 from typer.core import TyperGroup
 
 from base.defaults import DEFAULT_URL, PORT
-from base.jobs import WebhookEvent
+from base.jobs import TERMINAL, WebhookEvent
 from base.references import STUDENT_FILE
-from base.wire import JobFilters, JobView, NewKeyView, Registered, Role, SecretWebhookView, WarningView
+from base.wire import (
+    Benchmark,
+    BenchmarkView,
+    JobFilters,
+    JobView,
+    NewKeyView,
+    Registered,
+    Role,
+    SecretWebhookView,
+    WarningView,
+)
 from client import tables
 from client.errors import DistilleryError, InvalidInput, fault_line
 from client.local_server import serve_command
@@ -331,13 +341,14 @@ def list_jobs(
     status: Annotated[
         list[str] | None, typer.Option(help="queued, running, paused, succeeded, failed or cancelled. Repeat it.")
     ] = None,
-    kind: Annotated[str | None, typer.Option(help="distillation or evaluation. Default: all.")] = None,
+    kind: Annotated[str | None, typer.Option(help="distillation, evaluation, export or benchmark.")] = None,
     method: Annotated[str | None, typer.Option(help="Jobs of this method; a sum is written as kd+dkd.")] = None,
     name: Annotated[str | None, typer.Option(help="The beginning of the name.")] = None,
     label: ListLabels = None,
     dataset: Annotated[str | None, typer.Option(help="As the spec names it, or sha256:<hex>.")] = None,
     teacher: Annotated[str | None, typer.Option(help="Its name, architecture, or sha256:<hex>.")] = None,
     student: Annotated[str | None, typer.Option(help="Its architecture.")] = None,
+    of_job: Annotated[str | None, typer.Option("--job", help="Exports and others of this job's student.")] = None,
     sender: Annotated[str | None, typer.Option(help="The key that submitted it, by name or id.")] = None,
     created_after: Annotated[str | None, typer.Option(metavar="TIME", help="From then on: 2026-01-31T08:00Z.")] = None,
     created_before: Annotated[str | None, typer.Option(metavar="TIME", help="Before then.")] = None,
@@ -354,7 +365,7 @@ def list_jobs(
     distillery: Distillery = context.obj
     filters: JobFilters = {
         **{"status": status, "kind": kind, "method": method, "name": name, "labels": label_filters(label)},
-        **{"dataset": dataset, "teacher": teacher, "student": student, "sender": sender},
+        **{"dataset": dataset, "teacher": teacher, "student": student, "sender": sender, "job": of_job},
         **{"created_after": created_after, "created_before": created_before, "sort": sort},
     }
     jobs = islice(distillery.jobs(limit=min(limit, 100), **filters), limit)
@@ -482,6 +493,160 @@ def download(
     with TransferBars() as bars:
         path = distillery.download(job_id, file, to=to, on_progress=bars.add(file))
     typer.echo(f"{path}  {path.stat().st_size:,} bytes  sha256:{digest_of(path)}")
+
+
+@app.command()
+def export(
+    context: typer.Context,
+    job_id: JobId,
+    formats: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--format",
+            help="A file; repeat it for several: safetensors (default), onnx, onnx_int8, torch_export or openvino.",
+        ),
+    ] = None,
+    checkpoint: Annotated[
+        str, typer.Option(help="best: of the best epoch so far. last: after the newest checkpoint's step.")
+    ] = "best",
+    normalization: Annotated[
+        str | None, typer.Option(help="inside: the files take pixels in 0..1. Default: outside.")
+    ] = None,
+    tolerance: Annotated[
+        float | None, typer.Option(help="The most accuracy that a file may lose, as a fraction. Default: 0.02.")
+    ] = None,
+    to: Annotated[
+        Path | None, typer.Option("--out", metavar="DIR", help="Fetch the files into this folder when they are there.")
+    ] = None,
+    no_wait: Annotated[bool, typer.Option("--no-wait", help="Do not wait for the files.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Write files of a job's student, from its best or last weights so far, and measure each; exit code 0 if that
+    succeeds. The job may be running, paused, or have ended."""
+    distillery: Distillery = context.obj
+    if no_wait and to is not None:
+        raise InvalidInput("--out needs the files, and --no-wait does not wait for them: give one of the two")
+    options = {"normalization": normalization, "tolerance": tolerance}
+    given = {name: value for name, value in options.items() if value is not None}
+    job = distillery.export(job_id, formats or ["safetensors"], checkpoint=checkpoint, options=given or None)
+    if not no_wait:
+        with _detachable(job["id"]):
+            job = follow(distillery, job["id"], Console(stderr=True), f"export of {job_id}")
+    fetched = []
+    if to is not None and job["status"] == "succeeded":
+        to.mkdir(parents=True, exist_ok=True)
+        with TransferBars() as bars:
+            for artifact in distillery.artifacts(job["id"]):
+                name = artifact["name"]
+                fetched.append(distillery.download(job["id"], name, to=to / name, on_progress=bars.add(name)))
+    if as_json:
+        print_json(job)
+    elif no_wait:
+        typer.echo(job["id"])
+    elif job["status"] == "succeeded":
+        print_report(job, output())
+        hint = f"fetch a file: distillery download {job['id']} NAME"
+        print_lines(output(), *(str(path) for path in fetched) if fetched else [hint])
+    else:
+        lines = (f"job {job['id']} {job['status']}", *tables.failure_lines(job))
+        print_lines(Console(stderr=True), *lines, style="red")
+    raise typer.Exit(0 if no_wait or job["status"] == "succeeded" else 1)
+
+
+@app.command()
+def benchmark(
+    context: typer.Context,
+    network: Annotated[
+        str | None,
+        typer.Argument(metavar="[NETWORK]", help="An architecture, model:NAME, or job:ID. Default: list what is kept."),
+    ] = None,
+    image_size: Annotated[int | None, typer.Option(help="Height and width. A file may have its own.")] = None,
+    channels: Annotated[int | None, typer.Option(help="Of an architecture. Default: 3.")] = None,
+    classes: Annotated[int | None, typer.Option(help="Of an architecture. Default: 10.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="The larger batch. Default: 32.")] = None,
+    device: Annotated[str | None, typer.Option(help="auto (default), cpu or cuda.")] = None,
+    threads: Annotated[int | None, typer.Option(help="CPU threads. Default: those that are free.")] = None,
+    formats: Annotated[
+        list[str] | None,
+        typer.Option("--format", help="What to measure; repeat it. safetensors (default) is the network in PyTorch."),
+    ] = None,
+    anew: Annotated[bool, typer.Option("--anew", help="Measure again, also what is kept.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Measure the size and the speed of a network on the service's machine; exit code 0 if there are figures."""
+    distillery: Distillery = context.obj
+    if network is None:
+        kept = list(distillery.benchmarks())
+        if as_json:
+            print_json(kept)
+        for one in kept if not as_json else ():
+            print_lines(output(), *tables.benchmark_lines(_figures(one)))
+            output().print(tables.files_table(_figures(one)["files"]))
+        return
+    kind, colon, named = network.partition(":")
+    source = {kind: named} if colon and kind in ("model", "job") else {"architecture": network}
+    found = distillery.benchmark(
+        **source,
+        image_size=image_size,
+        channels=channels,
+        num_classes=classes,
+        batch_size=batch_size,
+        device=device,
+        threads=threads,
+        formats=formats,
+        anew=anew,
+    )
+    if found["status"] not in TERMINAL:
+        with _detachable(found["job"]):
+            job = follow(distillery, found["job"], Console(stderr=True), f"benchmark of {network}")
+        found = distillery.benchmark_of(found["key"])
+        if job["status"] != "succeeded":
+            lines = (f"job {job['id']} {job['status']}", *tables.failure_lines(job))
+            print_lines(Console(stderr=True), *lines, style="red")
+            raise typer.Exit(1)
+    if as_json:
+        print_json(found)
+    elif found["figures"] is not None:
+        print_lines(output(), *tables.benchmark_lines(_figures(found)))
+        output().print(tables.files_table(_figures(found)["files"]))
+        print_lines(output(), f"measured at {found['measured_at']}; --anew measures again")
+    raise typer.Exit(0 if found["figures"] is not None else 1)
+
+
+def _figures(found: BenchmarkView) -> Benchmark:
+    """Return the figures of a benchmark that has some."""
+    figures = found["figures"]
+    assert figures is not None, "what is listed is measured"  # noqa: S101
+    return figures
+
+
+@app.command()
+def suggest(
+    context: typer.Context,
+    budget_ms: Annotated[float | None, typer.Option("--ms", help="The most that the p50 latency may be.")] = None,
+    budget_bytes: Annotated[int | None, typer.Option("--bytes", help="The most bytes that it may have.")] = None,
+    image_size: Annotated[int | None, typer.Option(help="Height and width. Default: 32.")] = None,
+    channels: Annotated[int | None, typer.Option(help="Default: 3.")] = None,
+    classes: Annotated[int | None, typer.Option(help="Default: 10.")] = None,
+    batch: Annotated[int | None, typer.Option(help="The latency is that of so many images. Default: 1.")] = None,
+    runtime: Annotated[str | None, typer.Option(help="torch, onnxruntime, torch.export or openvino.")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu or cuda.")] = None,
+    threads: Annotated[int | None, typer.Option(help="Of the CPU.")] = None,
+    dataset: Annotated[str | None, typer.Option(help="Accuracies on it rank the students.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Name students that fit into a budget of latency or size, from what was measured; exit code 1 if none does."""
+    found = context.obj.suggestions(
+        budget_ms=budget_ms, budget_bytes=budget_bytes, image_size=image_size, channels=channels, classes=classes,
+        batch=batch, runtime=runtime, device=device, threads=threads, dataset=dataset,
+    )  # fmt: skip
+    if as_json:
+        print_json(found)
+    else:
+        if found["data"]:
+            output().print(tables.suggestion_table(found))
+        print_lines(output(), *tables.suggestion_lines(found))
+    raise typer.Exit(0 if found["data"] else 1)
 
 
 @app.command()

@@ -25,6 +25,7 @@ from base.wire import (
     ArtifactView,
     AttemptView,
     AuditView,
+    BenchmarkView,
     CollectionView,
     Dataset,
     DeliveryView,
@@ -42,6 +43,7 @@ from base.wire import (
     Role,
     SecretWebhookView,
     StorageView,
+    Suggestions,
     UploadView,
     ValidationView,
     WebhookView,
@@ -402,6 +404,86 @@ class Distillery:
     def evaluations(self, name_or_id: str) -> Iterator[JobSummary]:
         """Yield the evaluations of a registered model, newest first, without their results."""
         return self._pages(f"/v1/models/{name_or_id}/evaluations", limit=100)
+
+    def export(
+        self,
+        job_id: str,
+        formats: Sequence[str] = ("safetensors",),
+        *,
+        checkpoint: str = "best",
+        options: Mapping[str, Any] | None = None,
+        name: str | None = None,
+        idempotency_key: str | None = None,
+    ) -> JobView:
+        """Queue a job that writes and measures files of a job's student. `wait` for it: its `result` is an `Export`;
+        `download` fetches the files from it. `checkpoint` is best or last; `options` are the `export_options` of a
+        spec. The idempotency key is that of `submit`."""
+        body = {
+            "export": list(formats),
+            "checkpoint": checkpoint,
+            "export_options": None if options is None else dict(options),
+            "name": name,
+        }
+        headers = {"Idempotency-Key": idempotency_key or uuid4().hex}
+        path = f"/v1/jobs/{job_id}/exports"
+        job: JobView = self.connection.json("POST", path, json=_without_none(body), headers=headers, idempotent=True)
+        return job
+
+    def exports(self, job_id: str) -> Iterator[JobView]:
+        """Yield the exports of a job, newest first, with their results."""
+        return self._pages(f"/v1/jobs/{job_id}/exports", limit=100)
+
+    def benchmark(
+        self,
+        architecture: str | None = None,
+        *,
+        model: str | None = None,
+        job: str | None = None,
+        image_size: int | None = None,
+        channels: int | None = None,
+        num_classes: int | None = None,
+        batch_size: int | None = None,
+        device: str | None = None,
+        threads: int | None = None,
+        formats: Sequence[str] | None = None,
+        anew: bool = False,
+        idempotency_key: str | None = None,
+    ) -> BenchmarkView:
+        """Measure one network: a listed architecture, a registered model, or a job's student. What is kept already is
+        returned at once; else `job` of the answer measures it: `wait` for that, then get `benchmark_of` its `key`."""
+        body = {
+            "architecture": architecture,
+            "model": model,
+            "job": job,
+            "image_size": image_size,
+            "channels": channels,
+            "num_classes": num_classes,
+            "batch_size": batch_size,
+            "device": device,
+            "threads": threads,
+            "export": None if formats is None else list(formats),
+            "anew": anew or None,
+        }
+        headers = {"Idempotency-Key": idempotency_key or uuid4().hex}
+        made: BenchmarkView = self.connection.json(
+            "POST", "/v1/benchmarks", json=_without_none(body), headers=headers, idempotent=True
+        )
+        return made
+
+    def benchmark_of(self, key: str) -> BenchmarkView:
+        """Return a benchmark by its key."""
+        found: BenchmarkView = self.connection.json("GET", f"/v1/benchmarks/{key}")
+        return found
+
+    def benchmarks(self) -> Iterator[BenchmarkView]:
+        """Yield the benchmarks that are kept, newest first."""
+        return self._pages("/v1/benchmarks", limit=100)
+
+    def suggestions(self, **budget: str | float | None) -> Suggestions:
+        """Return students that fit into a budget, from measured figures alone: `budget_ms`, `budget_bytes` or both, and
+        `image_size`, `channels`, `classes`, `batch`, `runtime`, `device`, `threads`, `dataset`."""
+        found: Suggestions = self.connection.json("GET", "/v1/suggestions", params=_without_none(budget))
+        return found
 
     def datasets(self, *, labels: Sequence[str] = (), full: bool = False) -> Iterator[Dataset]:
         """Yield the registered data sets, newest first, then the built-in ones; see `models`."""

@@ -1,7 +1,7 @@
 """The command line's output: tables and sentences made of the service's answers."""
 
 import statistics
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Literal, cast
 
@@ -14,11 +14,13 @@ from base.text import shown
 from base.wire import (
     AttemptView,
     AuditView,
+    Benchmark,
     CollectionView,
     Dataset,
     DeliveryView,
     Estimate,
     Evaluation,
+    Export,
     Interval,
     JobSummary,
     JobView,
@@ -32,6 +34,7 @@ from base.wire import (
     Registered,
     Report,
     StorageView,
+    Suggestions,
     TeacherCheck,
     UploadView,
     WarningView,
@@ -45,6 +48,8 @@ NO_FACTS = (
 )
 """Fields of a job that are part of another field's text, or are printed below the facts."""
 
+SHOWN_UNMEASURED = 6
+"""So many networks without figures are named under suggestions."""
 WORST_CLASSES = 3
 """So many classes are named under the result of an evaluation."""
 COLOURS = {"succeeded": "green", "failed": "red", "cancelled": "yellow", "running": "cyan", "paused": "yellow"}
@@ -101,6 +106,10 @@ def accuracy_text(job: JobView) -> str:
     """Return the accuracy that a job has measured: of its student, or of the evaluated model. "" before that."""
     if job["result"] is None:
         return ""
+    if job["kind"] == "benchmark":
+        return ""
+    if job["kind"] == "export":
+        return percent([export(job)["measured"]["accuracy"]])
     measured = evaluation(job) if job["kind"] == "evaluation" else job["result"]["student"]
     return percent([measured["accuracy"]])
 
@@ -256,6 +265,98 @@ def evaluation_lines(job: JobView) -> Iterator[str]:
         yield "least accurate classes: " + ", ".join(f"{name} {percent([accuracy])}" for accuracy, name in worst)
 
 
+def export(job: JobView) -> Export:
+    """Return the result of a succeeded job of the kind `export`."""
+    return cast(Export, job["result"])
+
+
+def export_lines(job: JobView) -> Iterator[str]:
+    """Yield which weights an export has taken, and the figures of the student itself."""
+    result = export(job)
+    measured, taken = result["measured"], result["checkpoint"]
+    epoch = "" if taken["epoch"] is None else f", epoch {taken['epoch']}"
+    step = "" if taken["step"] is None else f", checkpoint of step {taken['step']:,}"
+    low, high = (f"{100 * bound:.1f}" for bound in measured["interval"])
+    yield f"{measured['architecture']}, {taken['which']} weights{epoch}{step}"
+    yield f"the student itself: accuracy {percent([measured['accuracy']])} (95 % interval {low} to {high} %)"
+
+
+def files_table(files: Sequence[Mapping[str, Any]]) -> Table:
+    """Return the table of a student's files, or of a benchmark: size, accuracy, agreement with the float student, the
+    latency of one image and of a batch, memory. A refused file says why."""
+    batches = sorted({int(one["batch"]) for row in files for one in row.get("latency") or ()})
+    latencies = [f"p50 ms, {batch} image{'s' if batch > 1 else ''}" for batch in batches]
+    judged = ("accuracy", "agreement") if any(row.get("accuracy") is not None for row in files) else ()
+    right = ("bytes", *judged, *latencies, "memory")
+    table = _table("file", "runtime", *right, right=right, unbroken=("bytes", *judged))
+    for row in files:
+        if row.get("refused"):
+            _add_row(table, row["format"], f"refused: {row['refused']['message']}", *[None] * len(right))
+            continue
+        times = {int(one["batch"]): one["p50_ms"] for one in row.get("latency") or ()}
+        figures = [row.get(name) for name in judged]
+        memory = row.get("peak_memory_bytes")
+        _add_row(
+            table,
+            row["name"] or row["format"],
+            row["runtime"],
+            f"{row['bytes']:,}",
+            *(None if value is None else percent([value]) for value in figures),
+            *(None if batch not in times else f"{times[batch]:.2f}" for batch in batches),
+            None if memory is None else f"{memory / 2**20:.0f} MiB",
+        )
+    return table
+
+
+def benchmark_lines(figures: Benchmark) -> Iterator[str]:
+    """Yield what was measured, and on what."""
+    height, width = figures["image_size"]
+    macs = "" if figures["macs"] is None else f", {figures['macs'] / 1e6:,.1f} million multiplications an image"
+    yield (
+        f"{figures['architecture']}, {figures['parameters']:,} parameters{macs}; images of {figures['channels']} x "
+        f"{height} x {width}, {figures['num_classes']} classes"
+    )
+    device = figures["device"]
+    threads = f", {figures['threads']} thread{'s' if figures['threads'] > 1 else ''}" if device["kind"] == "cpu" else ""
+    yield f"on {device['name'] or device['kind']}{threads}"
+
+
+def suggestion_table(found: Suggestions) -> Table:
+    """Return the table of the students that fit, the best first."""
+    figures = ("p50 ms", "bytes", "parameters", "accuracy")
+    table = _table("architecture", "file", "runtime", "on", *figures, right=figures, unbroken=figures)
+    for one in found["data"]:
+        latency, accuracy = one["p50_ms"], one["accuracy"]
+        threads = "" if one["threads"] is None else f", {one['threads']} threads"
+        _add_row(
+            table,
+            one["architecture"],
+            one["format"],
+            one["runtime"],
+            f"{one['device']['name'] or one['device']['kind']}{threads}",
+            None if latency is None else f"{latency:.2f}",
+            f"{one['bytes']:,}",
+            f"{one['parameters']:,}",
+            None if accuracy is None else percent([accuracy]),
+        )
+    return table
+
+
+def suggestion_lines(found: Suggestions) -> Iterator[str]:
+    """Yield how suggestions are ranked, what was not measured, and the command that measures the smallest of it."""
+    yield found["why"]
+    if not found["not_measured"]:
+        return
+    names = ", ".join(one["architecture"] for one in found["not_measured"][:SHOWN_UNMEASURED])
+    more = found["not_measured_count"] - SHOWN_UNMEASURED
+    yield f"not measured at this shape: {names}{f' and {more} more' if more > 0 else ''}"
+    options = {"image_size": "--image-size", "channels": "--channels", "num_classes": "--classes"}
+    options |= {"batch_size": "--batch-size", "device": "--device", "threads": "--threads"}
+    body = found["not_measured"][0]["body"]
+    given = " ".join(f"{option} {body[name]}" for name, option in options.items() if name in body)
+    yield f"measure one: distillery benchmark {body['architecture']} {given}"
+
+
 def report_table(reports: Sequence[Report]) -> Table:
     """Return a table of the models: teacher, student, the same student alone, then all others.
 
@@ -329,9 +430,10 @@ def percent(given: Sequence[float | None]) -> str:
 
 
 def proof_lines(reports: Sequence[Report]) -> list[str]:
-    """Return what reports prove, the gap closed first, then the gain; of a job of several seeds, each seed."""
+    """Return what reports prove, the gap closed first, then the gain; of a job of several seeds, what each seed has.
+    Its means are in the verdict."""
     seeds = [] if len(reports) > 1 else _seed_lines(reports[0])
-    return [*_gap_lines(reports), gain_sentence(reports), *seeds]
+    return seeds or [*_gap_lines(reports), gain_sentence(reports)]
 
 
 def _gap_lines(reports: Sequence[Report]) -> list[str]:

@@ -24,7 +24,7 @@ from rich.text import Text
 
 from base.jobs import TERMINAL
 from base.text import shown
-from base.wire import EventView, JobView, TeacherCheck, WarningView
+from base.wire import Benchmark, EventView, JobView, TeacherCheck, WarningView
 from client import tables
 from client.errors import DistilleryError
 from client.sdk import Distillery
@@ -291,6 +291,13 @@ def print_report(job: JobView, console: Console) -> None:
         return
     if job["kind"] == "evaluation":
         print_lines(console, *tables.evaluation_lines(job))
+    elif job["kind"] == "export":
+        print_lines(console, *tables.export_lines(job))
+        console.print(tables.files_table(tables.export(job)["files"]))
+    elif job["kind"] == "benchmark":
+        figures = cast(Benchmark, job["result"])
+        print_lines(console, *tables.benchmark_lines(figures))
+        console.print(tables.files_table(figures["files"]))
     else:
         console.print(tables.report_table([job["result"]]))
         print_lines(console, *tables.proof_lines([job["result"]]))

@@ -14,9 +14,9 @@ reads them, after the batch norm and the activation before it. A convolution's w
 is folded into them, which gives the same integers: the norm scales a whole output channel, and so its largest weight.
 
 Ranges of activations are those of the first images, averaged over batches, and follow the training as a moving average
-of each batch's smallest and largest value (section 3.1). Batch norms keep the statistics that they had at the start
-(Krishnamoorthi, "Quantizing deep convolutional networks for efficient inference", 2018, arXiv:1806.08342, section
-3.2.2): what is trained is then what is exported.
+of each batch's smallest and largest value (section 3.1). The network stays in eval mode: its batch norms keep the
+statistics that they had at the start (Krishnamoorthi, "Quantizing deep convolutional networks for efficient inference",
+2018, arXiv:1806.08342, section 3.2.2), and nothing is dropped. So what is trained is what is exported.
 """
 
 from __future__ import annotations
@@ -29,7 +29,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakIdKeyDictionary
 
@@ -195,12 +194,11 @@ def rounded_weight(weight: Tensor) -> Tensor:
     return torch.fake_quantize_per_channel_affine(weight, scale, zeros, 0, -LARGEST_WEIGHT, LARGEST_WEIGHT)
 
 
-def keep_statistics(network: nn.Module) -> None:
-    """Let the batch norms of a network stay in eval mode, with the statistics that they have."""
-    for module in network.modules():
-        if isinstance(module, _BatchNorm) and module.running_mean is not None:
-            module.train = MethodType(_stay_in_eval, module)  # type: ignore[method-assign]
-            module.train()
+def keep_in_eval(network: nn.Module) -> None:
+    """Let a network stay in eval mode: batch norms keep their statistics, and no dropout and no stochastic depth
+    changes the range of an activation, or adds a product that the exported graph does not have."""
+    network.train = MethodType(_stay_in_eval, network)  # type: ignore[method-assign]
+    network.train()
 
 
 def _stay_in_eval(module: nn.Module, mode: bool = True) -> nn.Module:

@@ -113,15 +113,9 @@ def build_report(
     findings.add_temperatures(rows)
     student, alone = rows["student"], rows.get("alone")
     counts = torch.bincount(labels.cpu(), minlength=job.data.facts.num_classes).tolist()
-    judged = verdict(
-        _runs(job, right),
-        counts,
-        right.get("teacher"),
-        teacher_answers=None if job.teacher is None else job.teacher_answers,
-        teacher_on_training=rows["teacher"]["training_accuracy"]
-        if job.stored is not None and teacher_nK is None
-        else None,
-    )
+    answers = None if job.teacher is None else job.teacher_answers
+    trained_on = rows["teacher"]["training_accuracy"] if job.stored is not None and teacher_nK is None else None
+    judged = verdict(_runs(job, right), counts, right.get("teacher"), answers, trained_on)
     for warning in judged.warnings:
         warn(warning)
     return {

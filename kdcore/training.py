@@ -25,7 +25,7 @@ from kdcore.measure import batch_norm, evaluate
 from kdcore.measure.alarms import Alarms
 from kdcore.objectives import Objective
 from kdcore.optimizer import Average, learning_rate, optimizer_for, set_rate
-from kdcore.quantization import FakeQuantization, Range, keep_statistics
+from kdcore.quantization import FakeQuantization, Range, keep_in_eval
 from kdcore.spec import Training
 
 POINT_EVERY_STEPS = 200
@@ -326,7 +326,7 @@ class StageTraining:
 
     def _round(self, model: Classifier, rounding: FakeQuantization) -> None:
         model.rounding = rounding
-        keep_statistics(model.network)
+        keep_in_eval(model.network)
         self.graph_step = None  # What was captured does not round; these epochs are few, and their steps eager.
 
     def _graded(self, name: str) -> tuple[Weights, Weights]:

@@ -19,7 +19,7 @@ from tests.end_to_end.network import watched
 
 pytestmark = pytest.mark.slow
 TRAINING = {"epochs": 1, "batch_size": 64, "seed": 1}
-TEACHER = {"dataset": "digits", "student": "convnet4", "method": "supervised", "training": TRAINING}
+SUPERVISED = {"dataset": "digits", "student": "convnet4", "method": "supervised", "training": TRAINING}
 JOB_S = 300
 
 
@@ -30,10 +30,8 @@ def test_a_whole_job_with_all_its_files_calls_no_other_machine(tmp_path: Path):
     tracker = tmp_path / "runs"
     settings = {"DISTILLERY_MLFLOW_TRACKING_URI": f"file://{tracker}"} if find_spec("mlflow") else {}
     with embedded_server(tmp_path / "home", seen.strace, **seen.environment, **settings) as server:
-        teacher = server.ended(server.submit(TEACHER))
         files = {"export": list(get_args(ExportFormat)), "documents": list(get_args(Document))}
-        distilled = {**TEACHER, "method": "kd", "teacher": {"checkpoint": f"job:{teacher['id']}"}, **files}
-        job = server.submit(distilled)
+        job = server.submit({**SUPERVISED, **files})
         server.wait_until(lambda: server.get(f"/v1/jobs/{job}")["status"] in ("succeeded", "failed"), JOB_S)
         done = server.ended(job)
         names = {one["name"] for one in server.get(f"/v1/jobs/{job}/artifacts")["data"]}
@@ -43,7 +41,7 @@ def test_a_whole_job_with_all_its_files_calls_no_other_machine(tmp_path: Path):
         answer = server.http.post(f"/v1/jobs/{job}/predict", content=picture.getvalue())
         assert answer.status_code in (200, 202), answer.text
         if settings:
-            server.wait_until(lambda: len(list(tracker.rglob("distillery.job"))) == 2, JOB_S)
+            server.wait_until(lambda: len(list(tracker.rglob("distillery.job"))) == 1, JOB_S)
         assert not [one for one in done["warnings"] if one["code"] == "tracking_failed"]
     commands = seen.began()
     for program in ("serve", "kdcore run", *(["worker.tracking"] if settings else [])):

@@ -95,9 +95,11 @@ def facts_summary_of(facts: Mapping[str, Any]) -> dict[str, Any]:
 
 def facets_of(spec: Mapping[str, Any], resolved: Mapping[str, Any]) -> set[tuple[str, str]]:
     """Return the facets of a job's specs: `dataset`, `teacher`, `student` and `model` with each of their names, and
-    the digests of their bytes; `job`, the id of the job whose student it takes; and `baseline`, the key of a student
-    alone that the job trains."""
+    the digests of their bytes; `job`, the id of the job whose student it takes; `benchmark`, the key of its figures;
+    and `baseline`, the key of a student alone that the job trains."""
     found = {("job", resolved["job"])} if isinstance(resolved.get("job"), str) else set()
+    if resolved.get("kind") == "benchmark":
+        found.add(("benchmark", resolved["key"]))
     if resolved.get("training") and resolved.get("student") and (key := offered_key(resolved)) is not None:
         found.add((BASELINE, key))
     for given in (spec, resolved):

@@ -16,6 +16,7 @@ from typing import Any, Literal
 from sqlalchemy import (
     ColumnElement,
     Connection,
+    FromClause,
     and_,
     bindparam,
     delete,
@@ -77,7 +78,7 @@ class Claimed:
     dataset: dict[str, Any]
     """The facts of its data set."""
     student: str
-    """The digest of its student."""
+    """The digest of its student; empty if its file is gone, which the worker then says."""
     alone: str | None
 
 
@@ -107,10 +108,8 @@ def why_it_waits(connection: Connection, prediction: Prediction, lease_s: float)
         return "a worker runs the job's models on it"
     if not workers.list_consuming(connection, lease_s):
         return "no worker runs now: start one, or check why the running ones do not respond"
-    mine = connection.execute(select(predictions.c.created_at).where(predictions.c.id == prediction.id))
-    earlier = predictions.c.created_at < (mine.scalar_one_or_none() or 0.0)
-    before = connection.execute(select(func.count()).where(_is_open(), earlier)).scalar_one()
-    return {0: "it is next", 1: "1 prediction is before it"}.get(before, f"{before} predictions are before it")
+    count = connection.execute(select(func.count()).where(_is_open())).scalar_one()
+    return "it is next" if count == 1 else f"{count} images wait or are being answered, this one among them"
 
 
 def has_claimable(connection: Connection) -> bool:
@@ -119,8 +118,9 @@ def has_claimable(connection: Connection) -> bool:
 
 
 def claim(connection: Connection, owner: str) -> Claimed | None:
-    """Claim the oldest one that waits, or whose lease has expired."""
-    first = _first_claimable().with_for_update(skip_locked=True).scalar_subquery()
+    """Claim the oldest one that waits, or whose lease has expired. Projects take turns, so that none waits behind all
+    images of another."""
+    first = _first_claimable().with_for_update(skip_locked=True, of=predictions).scalar_subquery()
     changed = (
         update(predictions)
         .where(predictions.c.id == first)
@@ -141,9 +141,12 @@ def claim(connection: Connection, owner: str) -> Claimed | None:
     baseline = str(job.resolved_spec.get("baseline") or "")
     alone = files.get(ALONE_FILE) or (baseline.removeprefix(BLOB) if baseline.startswith(BLOB) else None)
     return Claimed(
-        **row._mapping, spec=job.resolved_spec, dataset=(job.result or {})["dataset"], student=files[STUDENT_FILE],
+        **row._mapping,
+        spec=job.resolved_spec,
+        dataset=(job.result or {}).get("dataset") or {},
+        student=files.get(STUDENT_FILE, ""),
         alone=alone,
-    )  # fmt: skip
+    )
 
 
 def finish(
@@ -192,12 +195,17 @@ def _change(connection: Connection, prediction_id: str, owner: str, **values: An
 def _first_claimable() -> Any:
     waits = predictions.c.state == "waiting"
     may = or_(waits, and_(_lease_expired(), predictions.c.attempts < MOST_ATTEMPTS))
-    return select(predictions.c.id).where(_is_open(), may).order_by(predictions.c.created_at, predictions.c.id).limit(1)
+    other = predictions.alias("other")
+    earlier = select(func.count()).where(
+        other.c.project == predictions.c.project, _is_open(other), other.c.created_at < predictions.c.created_at
+    )
+    order = earlier.scalar_subquery(), predictions.c.created_at, predictions.c.id
+    return select(predictions.c.id).where(_is_open(), may).order_by(*order).limit(1)
 
 
-def _is_open() -> ColumnElement[bool]:
+def _is_open(rows: FromClause = predictions) -> ColumnElement[bool]:
     """The condition of the partial index, as text: SQLite uses the index only if it finds the same words."""
-    return predictions.c.state.in_(bindparam("open", OPEN, expanding=True, literal_execute=True))
+    return rows.c.state.in_(bindparam("open", OPEN, expanding=True, literal_execute=True))
 
 
 def _lease_expired() -> ColumnElement[bool]:

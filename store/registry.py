@@ -355,7 +355,7 @@ def delete_unused_inspections(connection: Connection, age_s: float) -> int:
     ).rowcount
 
 
-Measured = Literal["evaluation", "cost"]
+Measured = Literal["evaluation", "cost", "benchmark", "files"]
 
 
 def get_measurement(connection: Connection, project: str, kind: Measured, key: str) -> dict[str, Any] | None:

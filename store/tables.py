@@ -364,7 +364,8 @@ inspections = Table(
 )
 
 # What was measured once, so that the next job need not pay for it again: the accuracy of a teacher on a data set
-# (`evaluation`), the time and memory of a training step (`cost`). By project: none learns what another has.
+# (`evaluation`), the time and memory of a training step (`cost`), the size and speed of networks (`benchmark`) and
+# of the files of jobs' students (`files`). By project: none learns what another has.
 measurements = Table(
     "measurements",
     metadata,

@@ -8,7 +8,7 @@ from the last checkpoint.
 import json
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Concatenate, Literal, ParamSpec
@@ -40,8 +40,8 @@ from kdcore.catalog import DatasetFacts
 from kdcore.protocol import KnownBefore, Order
 from kdcore.spec import JobSpec, Known
 from kdcore.spec.cost import JobCost, cost_rows
-from kdcore.spec.measured import teacher_check_key
-from store import checkpoints, events, lifecycle, registry
+from kdcore.spec.measured import files_row, teacher_check_key
+from store import checkpoints, events, lifecycle, registry, speeds
 from store.artifacts import NewArtifact
 from store.checkpoints import Checkpoint
 from store.errors import LeaseLost
@@ -328,19 +328,29 @@ class Attempt:
             stored.append(NewArtifact(artifact.name, blob.sha256, blob.bytes, artifact.media_type))
         failpoint("publish.stored")
         report = (ending.last_line or {}).get("report") or {}
-        cost = self._cost(report)
+        measured = sorted(self._measured(report), key=lambda one: one[:2])
 
         def succeed(connection: Connection, job_id: str, fence: int) -> bool:
             done = lifecycle.finish_succeeded(connection, job_id, fence, report, stored)
             # Sorted: two jobs that write the same rows must not wait for each other.
-            for key in sorted(cost) if done else ():
-                registry.put_measurement(connection, self.claim.job.project, "cost", key, cost[key])
+            for kind, key, found in measured if done else ():
+                registry.put_measurement(connection, self.claim.job.project, kind, key, found)
             return done
 
         self._commit("finish_succeeded.committed", succeed)
         figures.job_succeeded(report)
         # Jobs may have waited for this one's student.
         self.context.wake_workers()
+
+    def _measured(self, report: dict[str, Any]) -> Iterator[tuple[registry.Measured, str, dict[str, Any]]]:
+        """Yield what the job has measured for later ones: kind, key and figures."""
+        job = self.claim.job
+        for key, cost in self._cost(report).items():
+            yield "cost", key, cost
+        if job.kind == "benchmark":
+            yield "benchmark", job.resolved_spec["key"], {"job": job.id, **report}
+        elif (files := files_row(job.id, job.resolved_spec, report)) is not None:
+            yield "files", speeds.key_of_files(job.id), files
 
     def _cost(self, report: dict[str, Any]) -> dict[str, dict[str, Any]]:
         """Return what the job has cost, by key: the estimates of later ones are made of it. No job fails for that."""

@@ -72,18 +72,17 @@ class Predictor:
     def _run(self) -> None:
         while not self._context.drain.requested:
             self._wake_up.clear()
+            wait_s = self._context.settings.look_s
             try:
-                worked = self.work()
+                wait_s = 0.0 if self.work() else min(POLL_S, wait_s)
                 self._keep_or_end_engine()
             except UNAVAILABLE as error:
                 log.debug("the database cannot be polled for predictions: %s", error)
-                worked = False
             except Exception:
                 # No fault of one prediction may end the thread, which answers all others.
                 log.exception("a prediction could not be run")
-                worked = False
-            if not worked:
-                self._wake_up.wait(jittered(POLL_S))
+            if wait_s:
+                self._wake_up.wait(jittered(wait_s))
         self._engines.close()
 
     def _keep_or_end_engine(self) -> None:
@@ -122,8 +121,10 @@ class Predictor:
                 error = error_of(ending)
         except EngineError as fault:
             error = fault.as_dict()
-        except OSError as fault:
-            error = Internal(f"the worker failed: {fault}").as_dict()
+        except Exception as fault:
+            # Whatever it is: a row without an end would be the first one for ever.
+            log.exception("prediction %s: the worker failed", claimed.id)
+            error = Internal(f"the worker failed: {type(fault).__name__}: {fault}").as_dict()
         if error is not None:
             log.info("prediction %s of job %s: %s: %s", claimed.id, claimed.job_id, error["code"], error["message"])
         with self._context.database.begin() as connection:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from sqlalchemy.exc import DBAPIError
 
 from base.memory import host_memory
-from store import lifecycle, workers
+from store import lifecycle, predictions, workers
 from store.settings import Settings
 from worker.celery_app import Listener, make_app, wake_workers
 from worker.context import UNAVAILABLE, Options, WorkerContext
@@ -145,6 +145,7 @@ class Worker:
             try:
                 with self.context.database.connect() as connection:
                     lifecycle.has_claimable(connection, takeover=False)
+                    predictions.has_claimable(connection)  # The newest table that is polled.
             except (*UNAVAILABLE, DBAPIError) as error:
                 if not logged:
                     log.warning("waiting for the database and its tables (`python -m store migrate`): %s", error)

@@ -22,8 +22,10 @@ from api.problems import (
 from api.routes.jobs import SUBMITTED, Key, accept, replay, views
 from api.schemas import Id, NewExport, Page, page
 from base.references import BLOB
+from base.wakeup import MEMORY
 from base.wire import JobView
 from kdcore.spec import ExportSpec
+from kdcore.spec.shipping import not_installed
 from store import exports, jobs
 from store.idempotency import digest_of
 from store.jobs import JobQuery
@@ -70,6 +72,8 @@ async def submit(
     digest = digest_of("jobs", spec)
     if known := await replay(db, settings, caller.project, idempotency_key, digest):
         return known
+    if settings.broker_url.startswith(MEMORY) and (faults := list(not_installed(sent.export))):
+        raise SpecInvalid(summary(faults), faults)
     parent = await db.read(jobs.get, job_id, caller.project)
 
     def newest() -> list[exports.Weights]:

@@ -82,8 +82,8 @@ async def predict(
 
     The body is the file itself, of up to 20 MB: PNG, JPEG, WebP, BMP, GIF, PPM or TIFF. It is decoded and resized as
     the images of the job's data set are. A worker runs the models beside its trainings, one image after the other. If
-    there is no answer in time, or no worker, it is 202, and `Location` is where to look. The image is deleted when it
-    is answered, the answer after an hour.
+    there is no answer in time, or no worker, it is 202, and `Location` is where to look. If the models cannot be run,
+    the `state` is `failed`, and `error` says why. The image is deleted when it is answered, the answer after an hour.
     """
     await db.read(_require_student, job_id, caller.project)
     if announced(request) > PICTURE_BYTES:

@@ -40,6 +40,8 @@ CHARTS = (
     ("train/distillation_loss", "Distillation loss", ""),
 )
 MARKDOWN = "card.md.jinja"
+FURTHER_SEED = "-seed-"
+"""In the names of the runs of further seeds: `student-seed-1`."""
 MODELS = {"teacher": "teacher", "student": "student", "alone": "student alone"}
 PHASES = {
     "imports": "before its start: imports",
@@ -136,17 +138,17 @@ def _span(interval: Mapping[str, float], bounds: drawing.Point) -> drawing.Span:
 
 
 def _models(report: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return the rows of the table of models, each with the interval of its accuracy and its calibration."""
+    """Return the rows of the table of models, each with the interval of its accuracy. Runs of further seeds have a
+    table of their own."""
     rows = [(title, key, report.get(key)) for key, title in MODELS.items()]
-    rows += [(key, key, row) for key, row in report.get("models", {}).items()]
-    calibrations, images = report.get("calibration", {}), report["test_samples"]
-    found = []
+    rows += [(key, key, row) for key, row in report.get("models", {}).items() if FURTHER_SEED not in key]
+    images, found = report["test_samples"], []
     for title, key, row in rows:
         if row is None:
             continue
         accuracy = row.get("accuracy")
         interval = None if accuracy is None else chance.wilson(accuracy, images)
-        found.append({**row, "title": title, "key": key, "interval": interval, "calibration": calibrations.get(key)})
+        found.append({**row, "title": title, "key": key, "interval": interval})
     return found
 
 
@@ -262,8 +264,11 @@ def percent(fraction: float | None, digits: int = 1) -> str:
 
 
 def points(fraction: float | None) -> str:
-    """Return a difference of two fractions in percentage points, with its sign."""
-    return "–" if fraction is None else f"{100 * fraction:+.1f}".replace("-", "−")
+    """Return a difference of two fractions in percentage points, with its sign unless it is none."""
+    if fraction is None:
+        return "–"
+    text = f"{100 * fraction:+.1f}".replace("-", "−")
+    return "0.0" if text[1:] == "0.0" else text
 
 
 def number(value: float | None, digits: int = 3) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -132,7 +131,7 @@ class Normalized(nn.Module):
 
 
 class Exporter(Protocol):
-    """What makes the file of one format. To add a format: a module with such an object, its name in
+    """What makes the file of one format. To add a format: a module with such an object, its name and its packages in
     `kdcore/spec/shipping.py`, a line in EXPORTERS, and its runtime in `child.py`."""
 
     @property
@@ -151,11 +150,6 @@ class Exporter(Protocol):
         """What runs the file, as `child.py` calls it."""
         ...
 
-    @property
-    def libraries(self) -> tuple[str, ...]:
-        """Packages that must be installed, beside torch: those that write the file and those that run it."""
-        ...
-
     def write(self, student: Deliverable, path: Path, options: ExportOptions, images: Images) -> None:
         """Write the file: the same bytes for the same student. `images`: the job's training images; beside `path` there
         may be files of its own while it runs. Raises CannotExport."""
@@ -164,11 +158,6 @@ class Exporter(Protocol):
 
 class CannotExport(Exception):
     """A student's network has no form in a format."""
-
-
-def missing(exporter: Exporter) -> list[str]:
-    """Return the packages that a format needs and that are not installed here."""
-    return [name for name in exporter.libraries if find_spec(name) is None]
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -195,8 +195,8 @@ def _sizes(count: int) -> list[int]:
 class _Child:
     """The parent's end of a child process."""
 
-    def __init__(self, process: subprocess.Popen[bytes], noise: IO[bytes]) -> None:
-        self._process, self._noise = process, noise
+    def __init__(self, process: subprocess.Popen[bytes], noise: IO[bytes], folder: Path) -> None:
+        self._process, self._noise, self._folder = process, noise, folder
 
     def begin(self) -> dict[str, Any]:
         line = self._to_read().readline()
@@ -228,7 +228,8 @@ class _Child:
         self._noise.seek(0)
         text = self._noise.read().decode(errors="replace").strip()
         log.warning("the process that measures a file ended with code %d:\n%s", code, text)
-        return FileFailed((text.splitlines() or [f"its process ended with code {code}"])[-1][:300])
+        last = (text.splitlines() or [f"its process ended with code {code}"])[-1]
+        return FileFailed(last.replace(f"{self._folder}/", "")[:300])
 
 
 @contextmanager
@@ -245,9 +246,11 @@ def _child(request: Request) -> Iterator[_Child]:
         try:
             with process:
                 try:
-                    yield _Child(process, noise)
+                    yield _Child(process, noise, Path(request.path).parent)
                 except BaseException:
                     process.kill()
+                    with suppress(OSError):  # What it has not read cannot be sent any more.
+                        process.communicate()
                     raise
         finally:
             limit.cancel()

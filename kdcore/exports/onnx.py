@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
 OPSET = 20
 INPUT, OUTPUT = "images", "logits"
-LIBRARIES = ("onnx", "onnxscript", "onnxruntime")
 
 
 @dataclass(frozen=True)
@@ -34,7 +33,6 @@ class Onnx:
     file: str = "student.onnx"
     media_type: str = "application/octet-stream"
     runtime: str = "onnxruntime"
-    libraries: tuple[str, ...] = LIBRARIES
 
     def write(self, student: Deliverable, path: Path, options: ExportOptions, images: Images) -> None:
         path.write_bytes(with_facts(graph(student, options), student, options))
@@ -50,6 +48,7 @@ def graph(student: Deliverable, options: ExportOptions) -> onnx.ModelProto:
             made: Any = torch.onnx.export(
                 program(student, options),
                 dynamo=True,
+                dynamic_shapes=({0: "batch"},),  # Of a program that has them already, their names.
                 opset_version=OPSET,
                 input_names=[INPUT],
                 output_names=[OUTPUT],

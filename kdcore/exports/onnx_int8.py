@@ -8,6 +8,7 @@ quantisation-aware training replaces them. The logits stay float: rounded ones w
 from __future__ import annotations
 
 import logging
+import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,7 +20,7 @@ import torch
 
 from kdcore.data.images import Images
 from kdcore.exports.exporter import Deliverable
-from kdcore.exports.onnx import INPUT, LIBRARIES, graph, with_facts
+from kdcore.exports.onnx import INPUT, graph, with_facts
 from kdcore.exports.torch_export import translating
 from kdcore.quantization import of_tensors
 from kdcore.spec import ExportFormat, ExportOptions
@@ -41,9 +42,10 @@ class OnnxInt8:
     file: str = "student.int8.onnx"
     media_type: str = "application/octet-stream"
     runtime: str = "onnxruntime"
-    libraries: tuple[str, ...] = LIBRARIES
 
     def write(self, student: Deliverable, path: Path, options: ExportOptions, images: Images) -> None:
+        # Before its first import: newer versions report themselves to their vendor.
+        os.environ["ORT_DISABLE_TELEMETRY"] = "1"
         import onnx
 
         with _scratch(path.parent) as folder, translating():

@@ -17,7 +17,7 @@ from typing import Any
 
 from kdcore.data.images import Images
 from kdcore.exports.exporter import Deliverable
-from kdcore.exports.onnx import LIBRARIES, graph
+from kdcore.exports.onnx import graph
 from kdcore.exports.torch_export import translating
 from kdcore.spec import ExportFormat, ExportOptions
 
@@ -30,7 +30,6 @@ class OpenVino:
     file: str = "student.openvino.zip"
     media_type: str = "application/zip"
     runtime: str = "openvino"
-    libraries: tuple[str, ...] = ("openvino", *LIBRARIES)
 
     def write(self, student: Deliverable, path: Path, options: ExportOptions, images: Images) -> None:
         model = graph(student, options)

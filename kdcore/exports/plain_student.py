@@ -49,9 +49,8 @@ def preprocess(image: Any) -> Tensor:
         pixels = pixels.unsqueeze(0)
     wanted = (CHANNELS, *IMAGE_SIZE)
     if pixels.dtype != torch.uint8 or tuple(pixels.shape[1:]) != wanted:
-        raise ValueError(
-            f"uint8 pixels N x {' x '.join(map(str, wanted))} are needed, not {pixels.dtype} {pixels.shape}"
-        )
+        given = f"{pixels.dtype} {' x '.join(map(str, pixels.shape))}"
+        raise ValueError(f"uint8 pixels N x {' x '.join(map(str, wanted))} are needed, not {given}")
     mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in (MEAN, STD))
     return (pixels.float() / 255 - mean) / std
 

@@ -23,7 +23,6 @@ class Safetensors:
     file: str = STUDENT_FILE
     media_type: str = "application/octet-stream"
     runtime: str = "torch"
-    libraries: tuple[str, ...] = ()
 
     def write(self, student: Deliverable, path: Path, options: ExportOptions, images: Images) -> None:
         write(student, path)

@@ -14,9 +14,10 @@ from kdcore import report
 from kdcore.checkpoint import Stopped
 from kdcore.data.images import Data
 from kdcore.exports import measuring, onnx, onnx_int8, openvino, safetensors, student_source, torch_export
-from kdcore.exports.exporter import CannotExport, Deliverable, Exporter, FileRow, Quantized, missing
+from kdcore.exports.exporter import CannotExport, Deliverable, Exporter, FileRow, Quantized
 from kdcore.prepare import PreparedJob, Workspace
 from kdcore.spec import INT8, ExportFormat, ExportOptions
+from kdcore.spec.shipping import missing
 from kdcore.training import Outcome
 
 EXPORTERS: dict[ExportFormat, Exporter] = {
@@ -121,7 +122,7 @@ def make(exporter: Exporter, student: Deliverable, options: ExportOptions, data:
     row = FileRow(
         exporter.file, exporter.format, runtime=exporter.runtime, quantization=_quantization(exporter, student)
     )
-    if absent := missing(exporter):
+    if absent := missing(exporter.format):
         text = f"{exporter.file} cannot be made: {', '.join(absent)} is not installed on this worker"
         return row.but_refused(UNAVAILABLE, text)
     try:
@@ -166,8 +167,9 @@ def _measured(row: FileRow, student: Deliverable, options: ExportOptions, data: 
         text = f"{row.name} does not compute what the student does: its logits differ by {found.difference:.2g} of the "
         return row.but_refused(MISMATCH, f"{text}largest one, and rounding explains {measuring.NUMERIC_TOLERANCE:g}")
     if found.accuracy < expected.accuracy - options.tolerance:
-        text = (
-            f"{row.name} is right on {found.accuracy:.1%} of the test images, the student on {expected.accuracy:.1%}: "
+        text = f"{row.name} is right on {found.accuracy:.1%} of the test images and the student on "
+        text += (
+            f"{expected.accuracy:.1%}: the difference is more than export_options.tolerance, {options.tolerance:.1%}"
         )
-        return row.but_refused(MISMATCH, f"{text}more than export_options.tolerance, {options.tolerance:.1%}, below it")
+        return row.but_refused(MISMATCH, text)
     return row

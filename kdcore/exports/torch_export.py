@@ -29,7 +29,6 @@ class TorchExport:
     file: str = "student.pt2"
     media_type: str = "application/octet-stream"
     runtime: str = "torch.export"
-    libraries: tuple[str, ...] = ()
 
     def write(self, student: Deliverable, path: Path, options: ExportOptions, images: Images) -> None:
         notes = {"distillery.json": json.dumps(student.facts_of(options))}

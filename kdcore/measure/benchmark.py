@@ -11,7 +11,6 @@ import logging
 import sys
 import time
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,7 +23,8 @@ from kdcore import device as devices
 from kdcore import kernels, models, programs, weights
 from kdcore.catalog import DatasetFacts
 from kdcore.data.images import Data, Images
-from kdcore.exports import EXPORTERS, Deliverable, make
+from kdcore.exports import EXPORTERS, Deliverable, make, student_source
+from kdcore.exports.measuring import cpu_name
 from kdcore.measure import evaluate
 from kdcore.measure.cost import device_name
 from kdcore.prepare import Workspace
@@ -37,8 +37,7 @@ log = logging.getLogger("kdcore")
 WARM_UP = 5
 MOST_RUNS = 200
 LATENCY_S = 1.0
-"""The time of one latency's runs: as many as fit, at least WARM_UP, at most MOST_RUNS.
-`exports/child.py` has the same."""
+"""The time of one latency's runs: as many as fit, at least WARM_UP, at most MOST_RUNS; as in `exports/child.py`."""
 IMAGES = 64
 """Random images with which files of other formats are calibrated and tried."""
 PLAIN = "safetensors"
@@ -172,12 +171,14 @@ def _as_file(spec: BenchmarkSpec, name: Any, network: nn.Module, workspace: Work
         text = "a program is a file already: it is measured as PyTorch or its own runtime runs it, with safetensors"
         refused = {"code": "export_unavailable", "message": text}
         return {"name": None, "format": name, "latency": [], "refused": refused}
-    row = make(
-        EXPORTERS[name], _deliverable(spec, network), ExportOptions(batch_size=spec.batch_size), _noise(spec), workspace
-    ).as_dict()
-    if row["name"]:
-        (workspace.out / row["name"]).unlink(missing_ok=True)
-    # The images are noise: nothing is right or wrong on them.
+    student = _deliverable(spec, network)
+    source = workspace.out / student_source.NAME
+    source.write_text(student_source.student_source(student))
+    # The images are noise: nothing is right or wrong on them, and int8 may answer otherwise.
+    options = ExportOptions(batch_size=spec.batch_size, tolerance=1.0)
+    row = make(EXPORTERS[name], student, options, _noise(spec), workspace).as_dict()
+    for path in (source, workspace.out / row["name"]):
+        path.unlink(missing_ok=True)
     row |= {"accuracy": None, "agreement": None, "images": 0, "sha256": None}
     return {**row, "device": {"kind": "cpu", "name": row["cpu"]}}
 
@@ -219,11 +220,4 @@ def _noise(spec: BenchmarkSpec) -> Data:
 
 def name_of(where: torch.device) -> str:
     """Return the model of a GPU, or of this machine's CPU."""
-    if where.type == "cuda":
-        return device_name(where)
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    found = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(found, "") or device_name(where)
+    return device_name(where) if where.type == "cuda" else cpu_name()

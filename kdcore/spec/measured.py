@@ -65,17 +65,15 @@ def benchmark_key(asked: Mapping[str, Any], versions: Mapping[str, str]) -> str:
     return hashlib.sha256(json.dumps(decides, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
-def speed_rows(job_id: str, resolved: Mapping[str, Any], report: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Return what a job has measured of the speed of networks, by key: of a benchmark its report, of another job the
-    files of its student with what they were measured on. Empty if it has measured none."""
-    if resolved.get("kind") == "benchmark":
-        return {resolved["key"]: {"job": job_id, **report}}
+def files_row(job_id: str, resolved: Mapping[str, Any], report: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return what a job has measured of the files of its student, with the network and the shape of its images. None if
+    it has measured none."""
     files = [one for one in report.get("files") or () if one.get("latency")]
-    if not files:
-        return {}
+    if not files or resolved.get("kind") == "benchmark":
+        return None
     student, dataset = report.get("student") or report["measured"], report["dataset"]
     trained = resolved.get("distillation") or resolved
-    figures = {
+    return {
         "job": job_id,
         **{name: student.get(name) for name in ("architecture", "parameters", "accuracy")},
         **{name: dataset[name] for name in ("num_classes", "channels", "image_size")},
@@ -83,4 +81,3 @@ def speed_rows(job_id: str, resolved: Mapping[str, Any], report: Mapping[str, An
         "device": {"kind": "cpu", "name": files[0].get("cpu")},
         "files": files,
     }
-    return {hashlib.sha256(job_id.encode()).hexdigest(): figures}

@@ -1,14 +1,40 @@
 """What a job ships beside its weights: files of its student, documents; and how int8 is trained and measured."""
 
+from collections.abc import Iterator, Mapping, Sequence
+from importlib.util import find_spec
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
+from base.errors import Fault
 from kdcore.spec.vocabulary import Vocabulary, at_most
 
 ExportFormat = Literal["safetensors", "onnx", "onnx_int8", "torch_export", "openvino"]
 INT8: tuple[ExportFormat, ...] = ("onnx_int8",)
 """Formats whose weights and activations are 8-bit integers."""
+_ONNX = ("onnx", "onnxscript", "onnxruntime")
+LIBRARIES: Mapping[ExportFormat, tuple[str, ...]] = {
+    "safetensors": (),
+    "onnx": _ONNX,
+    "onnx_int8": _ONNX,
+    "torch_export": (),
+    "openvino": (*_ONNX, "openvino"),
+}
+"""Packages that a format needs beside torch: those that write its file, and those that run it. All are in extras."""
+
+
+def missing(name: ExportFormat) -> list[str]:
+    """Return the packages that a format needs and that are not installed here."""
+    return [package for package in LIBRARIES[name] if find_spec(package) is None]
+
+
+def not_installed(formats: Sequence[ExportFormat]) -> Iterator[Fault]:
+    """Yield the faults of formats whose packages are not installed here, where the workers have the same ones."""
+    for number, name in enumerate(formats):
+        if absent := missing(name):
+            extras = ",".join(sorted({"openvino" if package == "openvino" else "onnx" for package in absent}))
+            text = f"{name!r} needs {' and '.join(absent)}, not installed here: pip install 'distillery[{extras}]'"
+            yield Fault(f"/export/{number}", text, "not_allowed", [one for one in LIBRARIES if not missing(one)], name)
 
 
 Document = Literal["html", "model_card", "tensorboard"]

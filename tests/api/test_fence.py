@@ -51,6 +51,7 @@ class Two:
     key_id: str
     webhook: str
     delivery: str
+    benchmark: str
     prediction: str
 
     def named(self, path: str) -> dict[str, str]:
@@ -63,6 +64,7 @@ class Two:
             "key_id": self.key_id,
             "webhook_id": self.webhook,
             "delivery_id": self.delivery,
+            "key": self.benchmark,
             "prediction_id": self.prediction,
             "name": "student.safetensors" if "/artifacts/" in path else "team-42",
         }
@@ -81,6 +83,8 @@ async def two(service: Service) -> AsyncIterator[Two]:
         upload = await them.http.post("/v1/uploads", content=b"their other bytes")
         model = await them.http.post("/v1/models", json={"name": "their-model", "blob": blob})
         dataset = await them.http.post("/v1/datasets", json={"name": "digits", "blob": blob})
+        network = {"architecture": "convnet4", "image_size": 8}
+        benchmark = (await them.http.post("/v1/benchmarks", json=network)).json()["key"]
         keys = (await them.http.get("/v1/keys")).json()["data"]
         webhook = (await them.http.post("/v1/webhooks", json={"url": "https://example.org/team-42"})).json()["id"]
         delivery = (await them.http.post(f"/v1/webhooks/{webhook}/test")).json()["id"]
@@ -91,7 +95,7 @@ async def two(service: Service) -> AsyncIterator[Two]:
         await service.db.write(lambda connection: connection.execute(row.values(thumbnails=sheet)))
         yield Two(
             service, them, us, job, await them.submit(name="waits"), digests, model.json(), dataset.json(),
-            part.json()["id"], upload.json()["id"], blob, keys[0]["id"], webhook, delivery,
+            part.json()["id"], upload.json()["id"], blob, keys[0]["id"], webhook, delivery, benchmark,
             asked.json()["id"],
         )  # fmt: skip
 

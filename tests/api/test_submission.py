@@ -1090,3 +1090,15 @@ def test_unknown_reference_is_compared_with_few_names(monkeypatch: pytest.Monkey
     names = [f"{letter}{number}" for letter in "abcd" for number in range(1000)]
     references._unknown("model", "c", names)
     assert len(compared) == references.COMPARED and {name[0] for name in compared} == {"c"}
+
+
+@pytest.mark.parametrize("route", ["/v1/jobs", "/v1/jobs/validate"])
+async def test_a_format_that_the_embedded_worker_cannot_write_is_refused(
+    service: Service, monkeypatch: pytest.MonkeyPatch, route: str
+) -> None:
+    monkeypatch.setattr("kdcore.spec.shipping.find_spec", lambda name: None if name == "openvino" else name)
+    body = {"dataset": "digits", "student": "convnet4", "method": "supervised", "export": ["onnx", "openvino"]}
+    answer = (await service.http.post(route, json=body)).json()
+    [fault] = answer["errors"]
+    assert (fault["pointer"], fault["got"]) == ("/export/1", "openvino")
+    assert fault["allowed"] == ["safetensors", "onnx", "onnx_int8", "torch_export"]

@@ -5,12 +5,14 @@ The teacher and the data set are registered under the name `theirs`.
 """
 
 import hashlib
+import io
 import json
 import tarfile
 from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from tests.end_to_end.embedded_server import EmbeddedServer, embedded_server
 
@@ -78,6 +80,18 @@ def test_stored_models_data_sets_and_students_can_be_used(opened):
     models = server.ended(server.submit({**spec, "baseline": "none"}))["result"]["models"]
     student = known["told"]["succeeded"]["job"]["result"]["student"]
     assert models["teacher-2"]["accuracy"] == student["accuracy"]
+
+
+def test_stored_job_answers_an_image(opened):
+    server, known = opened
+    stream = io.BytesIO()
+    Image.new("L", (20, 30), 200).save(stream, "PNG")
+    job_id = known["jobs"]["succeeded"]
+    place = server.http.post(f"/v1/jobs/{job_id}/predict", content=stream.getvalue()).headers["location"]
+    server.wait_until(lambda: server.get(place)["state"] not in ("waiting", "running"), 60)
+    answer = server.get(place)["answer"]
+    named = known["told"]["succeeded"]["job"]["result"]["student"]["architecture"]
+    assert answer["student"]["architecture"] == named and answer["teacher"]["top"]
 
 
 def test_stored_queued_jobs_run(opened):

@@ -14,12 +14,14 @@ from kdcore.checkpoint import Stopped
 from kdcore.data import inspect
 from kdcore.exporting import run_export
 from kdcore.run import run
-from kdcore.spec import DataOptions, ExportSpec, Known, resolve
+from kdcore.spec import DataOptions, ExportOptions, ExportSpec, Known, resolve
 from kdcore.training import StageTraining
 from kdcore.weights import open_teacher
 from tests.kdcore.engine import distilled, events, same, workspace, write_arrays, write_teacher
 
 CPU = torch.device("cpu")
+UNMEASURED = ExportOptions(measure=False)
+"""Measuring starts a process for each file, which the tests of exports have; here it is about the weights."""
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +29,7 @@ def trained(tmp_path_factory):
     """A folder with a whole job: its spec, its report, and checkpoints of its last two ends of stages."""
     folder = tmp_path_factory.mktemp("exporting")
     data, teacher = write_arrays(folder / "data.npz"), write_teacher(folder / "teacher.safetensors")
-    spec = distilled(data, teacher, threads=1, ema=0.9)
+    spec = distilled(data, teacher, threads=1, ema=0.9).model_copy(update={"export_options": UNMEASURED})
     where, _ = workspace(folder / "out")
     run(spec, where)
     return folder
@@ -39,7 +41,8 @@ def resolved(folder) -> dict:
 
 def asked(folder, weights, **fields) -> ExportSpec:
     kind = "checkpoint" if weights.suffix == ".pt" else "safetensors"
-    body = {"distillation": resolved(folder), "weights": f"file:{weights}", "weights_format": kind, **fields}
+    options = {"export_options": UNMEASURED.model_dump()}
+    body = {"distillation": resolved(folder), "weights": f"file:{weights}", "weights_format": kind, **options, **fields}
     return ExportSpec.parse(body)
 
 

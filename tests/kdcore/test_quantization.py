@@ -13,7 +13,7 @@ from kdcore.data.images import Images, TrainingSet
 from kdcore.graph_step import GraphStep
 from kdcore.lesson import Needs, Scheme
 from kdcore.objectives import Objective, Setting, build
-from kdcore.quantization import FakeQuantization, keep_statistics, of_tensors, rounded_activation, rounded_weight
+from kdcore.quantization import FakeQuantization, keep_in_eval, of_tensors, rounded_activation, rounded_weight
 from kdcore.schemes.exits import Exits
 from kdcore.schemes.mutual import Mutual
 from kdcore.schemes.offline import Alone, Offline
@@ -188,7 +188,7 @@ def test_fake_quantization_of_a_network_reaches_all_its_weights_and_changes_litt
     assert sum(reader[0] in ("conv", "linear") for one in read_by(rounding) for reader in one) == len(layers)
     assert 0 < float((rounded - exact).norm() / exact.norm()) < 0.1
     network.train()
-    keep_statistics(network)
+    keep_in_eval(network)
     rounding.run(network, images, follows=True).square().sum().backward()
     assert all(one.grad is not None and bool(one.grad.isfinite().all()) for one in network.parameters())
 
@@ -310,14 +310,13 @@ def test_classifier_that_rounds_computes_in_float32_and_follows_in_train_mode_on
     assert rounding.ranges() != before
 
 
-def test_keep_statistics_is_for_good():
-    model = classifier(0)
-    keep_statistics(model.network)
+def test_keep_in_eval_is_for_good():
+    model = classifier(0, dropout=0.5)
+    keep_in_eval(model.network)
     model.train()
-    norm = model.network[1]
-    before = copied(norm.state_dict())
-    model(torch.randint(0, 256, (8, 1, 4, 4), dtype=torch.uint8))
-    assert not norm.training and model.network[4].training and same(norm.state_dict(), before)
+    before, pixels = copied(model.network.state_dict()), torch.randint(0, 256, (8, 1, 4, 4), dtype=torch.uint8)
+    assert torch.equal(model(pixels).logits, model(pixels).logits) and same(model.network.state_dict(), before)
+    assert model.training and not any(one.training for one in model.network.modules())
 
 
 # Training.

@@ -67,6 +67,14 @@ def test_claim_takes_the_oldest_with_what_a_worker_needs(database: Database):
         assert not predictions.has_claimable(connection)
 
 
+def test_claim_lets_projects_take_turns(database: Database):
+    job_id = done(database)
+    first, second, third = (ask(database, job_id) for _ in range(3))
+    other = ask(database, job_id, project="theirs")
+    order = [claimed.id for _ in range(4) if (claimed := claim(database)) is not None]
+    assert order == [first.id, other.id, second.id, third.id]
+
+
 def test_claim_takes_the_student_alone_of_another_job_from_the_resolved_spec(database: Database):
     ask(database, done(database, baseline="blob:sha256:" + "c" * 64))
     claimed = claim(database)
@@ -74,6 +82,16 @@ def test_claim_takes_the_student_alone_of_another_job_from_the_resolved_spec(dat
     ask(database, done(database, baseline="none"))
     claimed = claim(database)
     assert claimed is not None and claimed.alone is None
+
+
+def test_claim_of_a_job_without_a_student_or_facts_raises_nothing(database: Database):
+    """Such a row would be the first one for ever."""
+    claimed_job = running(database, resolved_spec={"method": "kd"})
+    with database.begin() as connection:
+        lifecycle.finish_succeeded(connection, claimed_job.job.id, claimed_job.fence, {}, [])
+    ask(database, claimed_job.job.id)
+    claimed = claim(database)
+    assert claimed is not None and (claimed.student, claimed.dataset) == ("", {})
 
 
 def test_finish_is_accepted_from_the_owner_once(database: Database):
@@ -180,11 +198,12 @@ def test_why_it_waits_in_words(database: Database):
     with database.begin() as connection:
         workers.record_heartbeat(connection, "w", "host", [{"name": "cpu"}], None)
     with database.connect() as connection:
-        assert predictions.why_it_waits(connection, first, 30) == "it is next"
-        assert predictions.why_it_waits(connection, second, 30) == "1 prediction is before it"
+        text = "2 images wait or are being answered, this one among them"
+        assert predictions.why_it_waits(connection, second, 30) == text
     claim(database)
     with database.connect() as connection:
         assert predictions.why_it_waits(connection, read(database, first), 30) == "a worker runs the job's models on it"
     finish(database, first.id, answer={})
     with database.connect() as connection:
+        assert predictions.why_it_waits(connection, second, 30) == "it is next"
         assert predictions.why_it_waits(connection, read(database, first), 30) is None

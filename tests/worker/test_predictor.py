@@ -156,6 +156,17 @@ def test_work_refuses_a_picture_that_is_gone_or_another(
     assert error is not None and error["message"] == "the image is gone or damaged"
 
 
+def test_work_ends_a_prediction_after_any_fault_of_the_worker(
+    context: WorkerContext, db: JobDatabase, job: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+):
+    """Else it would be claimed again and again, before all others."""
+    asked = ask(db, job())
+    monkeypatch.setattr(Predictor, "_prepare", lambda *_: {}["nothing"])
+    work(context)
+    error = read(db, asked).error
+    assert error is not None and error["message"] == "the worker failed: KeyError: 'nothing'"
+
+
 def test_a_drained_worker_leaves_the_question_to_others(
     context: WorkerContext, db: JobDatabase, job: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ):

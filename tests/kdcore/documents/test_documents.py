@@ -114,6 +114,12 @@ def test_html_of_a_job_without_teacher_and_baseline_says_what_there_is(job):
     assert "The models" in text and "Agreement with the teacher" not in text and "Curves" not in text
 
 
+def test_points_have_a_sign_unless_they_are_none():
+    assert [page.points(one) for one in (0.0123, -0.0123, 0.0001, -0.0001, 0, None)] == [
+        "+1.2", "−1.2", "0.0", "0.0", "0.0", "–",
+    ]  # fmt: skip
+
+
 def test_thumbnails_are_small_pictures_of_the_rows():
     pixels = torch.zeros(3, 3, 200, 100, dtype=torch.uint8)
     found = page.thumbnails(Images(pixels, torch.zeros(3).long()), [0, 2])

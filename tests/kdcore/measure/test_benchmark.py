@@ -8,10 +8,11 @@ from torch import nn
 
 from base.errors import TeacherMismatch
 from kdcore import models
+from kdcore.exports import FileRow
 from kdcore.measure import benchmark
 from kdcore.measure.benchmark import latency_of, multiplications, run_benchmark
 from kdcore.spec import BenchmarkSpec
-from kdcore.spec.measured import benchmark_key, speed_rows
+from kdcore.spec.measured import benchmark_key, files_row
 from tests.kdcore.engine import events, workspace, write_teacher
 
 CPU = torch.device("cpu")
@@ -64,6 +65,29 @@ def test_run_benchmark_of_weights_runs_their_own_network(tmp_path):
         run_benchmark(asked(architecture="convnet8", weights=f"file:{path}", num_classes=5), where)
 
 
+def test_run_benchmark_runs_files_of_other_formats_on_noise_and_keeps_none(tmp_path, monkeypatch):
+    """The file has the network's own weights and shape; nothing is said of its answers."""
+    seen = []
+
+    def made(exporter, student, options, data, where):
+        seen.append((exporter.format, options.batch_size, options.tolerance, tuple(data.test.pixels.shape)))
+        assert student.class_names == ["0", "1", "2"] and (where.out / "student.py").exists()
+        (where.out / exporter.file).write_text("a file")
+        latency = [{"batch": 1, "p50_ms": 1.0, "p95_ms": 2.0}]
+        return FileRow(
+            exporter.file, exporter.format, "onnxruntime 1", bytes=6, sha256="0", accuracy=0.3, agreement=0.9,
+            images=64, latency=latency, threads=1, cpu="fast",
+        )  # fmt: skip
+
+    monkeypatch.setattr(benchmark, "make", made)
+    where, _ = workspace(tmp_path)
+    (row,) = run_benchmark(asked(export=["onnx"]), where)["files"]
+    assert seen == [("onnx", 2, 1.0, (64, 1, 8, 8))]
+    assert (row["accuracy"], row["agreement"], row["images"], row["sha256"]) == (None, None, 0, None)
+    assert row["device"] == {"kind": "cpu", "name": "fast"} and row["latency"][0]["p50_ms"] == 1.0
+    assert sorted(path.name for path in tmp_path.glob("*.*")) == ["report.json"]
+
+
 def test_latency_of_takes_percentiles_of_at_least_five_runs(monkeypatch):
     """The times are 1, 2, … 200 ms: no run takes any, and the clock says so."""
     monkeypatch.setattr(benchmark, "LATENCY_S", 1e9)
@@ -99,17 +123,17 @@ def test_benchmark_key_changes_with_all_that_decides_and_with_nothing_else():
     assert len({*keys, key, benchmark_key(body, {"torch": "2.13"})}) == len(changed) + 2
 
 
-def test_speed_rows_are_a_benchmarks_report_and_the_measured_files_of_a_job():
-    assert speed_rows("job_1", {"kind": "benchmark", "key": KEY}, {"macs": 3}) == {KEY: {"job": "job_1", "macs": 3}}
+def test_files_row_has_the_measured_files_of_a_job_or_of_an_export():
     row = {"format": "onnx", "latency": [{"batch": 1, "p50_ms": 2.0, "p95_ms": 3.0}], "cpu": "fast", "accuracy": 0.5}
     student = {"architecture": "convnet4", "parameters": 967, "accuracy": 0.6}
     dataset = {"num_classes": 3, "channels": 1, "image_size": [8, 8], "train": 10}
     spec = {"dataset": {"source": "digits"}, "student": {}}
     report = {"student": student, "dataset": dataset, "files": [row, {"format": "onnx_int8", "latency": []}]}
-    ((_, figures),) = speed_rows("job_2", spec, report).items()
-    assert figures["files"] == [row] and figures["device"] == {"kind": "cpu", "name": "fast"}
+    figures = files_row("job_2", spec, report)
+    assert figures is not None and figures["files"] == [row]
+    assert figures["device"] == {"kind": "cpu", "name": "fast"}
     assert (figures["architecture"], figures["accuracy"], figures["dataset"]) == ("convnet4", 0.6, "digits")
     export = {"kind": "export", "distillation": spec}
-    of_export = speed_rows("job_2", export, {"measured": student, "dataset": dataset, "files": [row]})
-    assert list(of_export.values()) == [figures]
-    assert speed_rows("job_3", spec, {"student": student, "dataset": dataset}) == {}
+    assert files_row("job_2", export, {"measured": student, "dataset": dataset, "files": [row]}) == figures
+    assert files_row("job_3", spec, {"student": student, "dataset": dataset}) is None
+    assert files_row("job_4", {"kind": "benchmark"}, {"files": [row]}) is None

@@ -1,0 +1,79 @@
+"""What is measured of a file, and what becomes of one that cannot be run."""
+
+import pytest
+import torch
+
+from base.files import write_text
+from kdcore.data.images import Images
+from kdcore.exports import measuring, safetensors
+from kdcore.exports.measuring import FileFailed
+from kdcore.exports.student_source import student_source
+from kdcore.spec import ExportOptions
+from tests.kdcore.exports.making import answered, data, images, student
+
+OPTIONS = ExportOptions(batch_size=4)
+
+
+@pytest.fixture
+def one():
+    return student("convnet4")
+
+
+def measured(one, folder, **changes):
+    """A weights file in plain PyTorch, on test images of which `labels` are right."""
+    path, source = folder / "student.safetensors", folder / "student.py"
+    if not path.exists():
+        safetensors.write(one, path)
+    write_text(source, changes.pop("source", student_source(one)))
+    pixels = images(10)
+    labels = changes.pop("labels", answered(one, pixels).argmax(1))
+    return measuring.measure("torch", path, source, one, OPTIONS, Images(pixels, labels), **changes)
+
+
+def test_measure_counts_the_images_that_the_file_is_right_on(one, tmp_path):
+    """Of ten images three have another label, and the file agrees with the student on all."""
+    labels = answered(one, images(10)).argmax(1)
+    labels[:3] = (labels[:3] + 1) % 3
+    calls = []
+    found = measured(one, tmp_path, labels=labels, working=lambda done, total: calls.append((done, total)))
+    assert (found.accuracy, found.agreement, found.images) == (0.7, 1.0, 10)
+    assert found.difference < 1e-5
+    assert calls == [(1, 3), (2, 3), (3, 3)], "a sign of life after each batch of four"
+
+
+def test_measure_a_file_that_cannot_be_loaded_fails_with_its_last_line_and_no_path(one, tmp_path):
+    (tmp_path / "student.safetensors").write_bytes(b"\x08\0\0\0\0\0\0\0not json")
+    with pytest.raises(FileFailed, match="JSONDecodeError") as caught:
+        measured(one, tmp_path)
+    assert str(tmp_path) not in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_measure_a_file_that_fails_at_a_batch_size_fails_with_its_last_line(one, tmp_path):
+    broken = student_source(one) + "\n\nload_it = load\ndef load(path):\n    network = load_it(path)\n"
+    broken += "    network.register_forward_pre_hook(lambda _, given: 1 / (len(given[0]) - 2))\n    return network\n"
+    with pytest.raises(FileFailed, match="^ZeroDivisionError: division by zero$"):
+        measured(one, tmp_path, source=broken)
+
+
+def test_reference_is_computed_once_for_all_files(one, monkeypatch):
+    first = measuring.reference(one, data(one, images()).test, 8)
+    monkeypatch.setattr(measuring, "_reference", None)
+    assert measuring.reference(one, data(one, images()).test, 8) is first
+    assert first.accuracy == 1.0 and torch.equal(first.rows, torch.arange(24))
+    torch.testing.assert_close(first.first, answered(one, images())[:13])
+
+
+def test_reference_of_a_slow_student_is_of_evenly_spaced_images(one, monkeypatch):
+    """A batch of 2 takes a second, and there are four: 8 of 24 images."""
+    seconds = iter([0.0, 1.0])
+    monkeypatch.setattr(measuring.time, "monotonic", lambda: next(seconds))
+    monkeypatch.setattr(measuring, "REFERENCE_S", 4.0)
+    found = measuring.reference(one, data(one, images()).test, 2)
+    assert found.rows.tolist() == [0, 3, 7, 10, 13, 16, 20, 23] and found.accuracy == 1.0
+
+
+@pytest.mark.parametrize(
+    ("count", "sizes"), [(24, [1, 2, 3, 7]), (13, [1, 2, 3, 7]), (5, [1, 2, 2, 0]), (1, [1, 0, 0, 0])]
+)
+def test_sizes_of_few_images_are_cut(count, sizes):
+    assert measuring._sizes(min(count, 13)) == sizes
