@@ -99,7 +99,7 @@ def job_table(jobs: Iterable[JobSummary]) -> Table:
 def _gap_text(job: JobSummary) -> str:
     """Return the gap closed of a job that states one, else ""."""
     gap = None if job["figures"] is None else job["figures"].get("gap_closed")
-    return "" if gap is None else f"{100 * gap['value']:.0f} %"
+    return "" if gap is None else f"{100 * gap:.0f} %"
 
 
 def accuracy_text(job: JobView) -> str:

@@ -51,7 +51,7 @@ def listed(job: dict[str, Any]) -> dict[str, Any]:
     result = job["result"]
     figures = None if result is None else {"accuracy": result.get("student", result)["accuracy"]}
     if result is not None and "proof" in result:
-        figures["gap_closed"] = result["proof"]["gap_closed"]
+        figures["gap_closed"] = (result["proof"]["gap_closed"] or {}).get("value")
     absent = ("spec", "resolved_spec", "result", "warnings", "teacher_check")
     return {**{name: value for name, value in job.items() if name not in absent}, "figures": figures}
 
