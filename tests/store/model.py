@@ -168,14 +168,14 @@ class Model:
         self._move(job, "queued", event)
         return job.status
 
-    def delete(self, job_id: str) -> str | None:
+    def delete(self, job_id: str) -> str | list[str]:
         job = self.jobs.get(job_id)
         if job is None:
             return NOT_FOUND
         if job.status not in ENDED:
             return NOT_ALLOWED
         del self.jobs[job_id]
-        return None
+        return [job_id]
 
     def resumable(self) -> list[str]:
         """Return the jobs that only a client can continue."""
