@@ -79,7 +79,7 @@ def run_benchmark(spec: BenchmarkSpec, workspace: Workspace) -> dict[str, Any]:
             seconds_remaining=None,
         )
         if name == PLAIN:
-            files.append(_in_this_process(spec, network, where, threads, report["bytes"]))
+            files.append(_in_this_process(spec, network, where, threads, report["bytes"], workspace))
         else:
             files.append(_as_file(spec, name, network, workspace))
     report["files"] = files
@@ -119,12 +119,20 @@ def multiplications(network: nn.Module, channels: int, image_size: tuple[int, in
 
 @torch.no_grad()
 def _in_this_process(
-    spec: BenchmarkSpec, network: nn.Module, where: torch.device, threads: int, size: int
+    spec: BenchmarkSpec, network: nn.Module, where: torch.device, threads: int, size: int, workspace: Workspace
 ) -> dict[str, Any]:
     """Return the row of the network as PyTorch runs it on the device."""
     network = network.to(where)
+
+    def after_run(runs: int) -> None:
+        if workspace.stop_requested:
+            sys.exit(EXIT_STOPPED)
+        workspace.lines.working(runs, MOST_RUNS)
+
     with kernels.paused():
-        latency = [latency_of(network, _random(spec, batch).to(where), where) for batch in (1, spec.batch_size)]
+        latency = [
+            latency_of(network, _random(spec, batch).to(where), where, after_run) for batch in (1, spec.batch_size)
+        ]
     network.cpu()
     return {
         "name": None,
@@ -141,8 +149,14 @@ def _in_this_process(
     }
 
 
-def latency_of(run: Callable[[Tensor], object], images: Tensor, where: torch.device) -> dict[str, float]:
-    """Return the percentiles of the time of one run in ms, of images that are on the device already."""
+def latency_of(
+    run: Callable[[Tensor], object],
+    images: Tensor,
+    where: torch.device,
+    after_run: Callable[[int], None] = lambda _: None,
+) -> dict[str, float]:
+    """Return the percentiles of the time of one run in ms, of images that are on the device already. `after_run` is
+    called between two runs with the number of those that were measured: a run of a large network takes long."""
 
     def timed() -> float:
         began = time.perf_counter()
@@ -153,9 +167,11 @@ def latency_of(run: Callable[[Tensor], object], images: Tensor, where: torch.dev
 
     for _ in range(WARM_UP):
         timed()
+        after_run(0)
     times, until = [timed()], time.perf_counter() + LATENCY_S
     while len(times) < WARM_UP or (len(times) < MOST_RUNS and time.perf_counter() < until):
         times.append(timed())
+        after_run(len(times))
     times.sort()
     p50, p95 = (times[round(share * (len(times) - 1))] for share in (0.5, 0.95))
     return {"batch": len(images), "p50_ms": round(p50, 4), "p95_ms": round(p95, 4)}
