@@ -9,7 +9,7 @@ arXiv:1712.05877, sections 2.1 and 3:
     gradients     as if nothing were rounded (straight through); 0 outside of the range
 
 This is what onnxruntime's static quantisation in QDQ form makes of an exported network (u8 activations, s8 weights per
-channel), and tensors are rounded at the same places: where a convolution, a linear layer, a sum, a product, a pooling
+channel), and tensors are rounded at the same places: where a convolution, a linear layer, a sum, a product, a pool
 or a norm reads them. A batch norm and an activation behind a convolution belong to it, and read nothing rounded. Weights
 are rounded before their batch norm is folded into them, which gives the same integers: the norm scales a whole output
 channel, and so its largest weight.
