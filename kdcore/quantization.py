@@ -8,10 +8,10 @@ arXiv:1712.05877, sections 2.1 and 3:
     weights       s8, symmetric, one scale an output channel:  s = max |w| / 127
     gradients     as if nothing were rounded (straight through); 0 outside of the range
 
-This is what onnxruntime's static quantisation in QDQ form makes of an exported network (u8 activations, s8 weights per
-channel), and tensors are rounded at the same places: where a convolution, a linear layer, a sum, a product, a pool
-or a norm reads them. A batch norm and an activation behind a convolution belong to it, and read nothing rounded. Weights
-are rounded before their batch norm is folded into them, which gives the same integers: the norm scales a whole output
+This is what onnxruntime's static quantisation in QDQ form makes of an exported network: u8 activations, s8 weights per
+channel. Tensors are rounded at the same places, where a convolution, a linear layer, a sum, a product, a pooling or a
+norm reads them. A batch norm and an activation behind a convolution belong to it, and read nothing rounded. Weights are
+rounded before their batch norm is folded into them, which gives the same integers: the norm scales a whole output
 channel, and so its largest weight.
 
 Ranges of activations are those of the first images, averaged over batches, and follow the training as a moving average
