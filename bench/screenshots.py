@@ -53,7 +53,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 1
     options.to.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
-        scratch = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(ignore_cleanup_errors=True)))
         url = options.url
         if url is None:
             url = stack.enter_context(local_server(scratch / "home")).url

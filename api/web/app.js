@@ -7,7 +7,7 @@ import { submitPage } from "./submit.js";
 
 /** The filters of GET /v1/jobs, which the address of the list may have. */
 const FILTERS = [
-  "status", "kind", "method", "name", "labels", "dataset", "teacher", "student", "model", "sender", "created_after", "created_before", "sort",
+  "status", "kind", "method", "name", "labels", "dataset", "teacher", "student", "model", "job", "sender", "created_after", "created_before", "sort",
 ];
 /** Kinds of jobs, in the words of the list. */
 const KINDS = [
@@ -26,6 +26,11 @@ function route() {
   const [path, query] = location.hash.replace(/^#/, "").split("?");
   const [, noun, id] = path.split("/");
   document.title = "Distillery";
+  for (const link of document.querySelectorAll(".top nav a")) {
+    const [, to] = link.hash.split("/");
+    const here = link.hash && (to === (noun ?? "") || (to === "" && noun === "jobs") || (to === "registered" && ["datasets", "models"].includes(noun)));
+    link.toggleAttribute("aria-current", Boolean(here));
+  }
   if (noun === "jobs" && id) jobPage(main, decodeURIComponent(id), leave.signal, showError);
   else if (["datasets", "models"].includes(noun) && id) registeredOnePage(main, noun, decodeURIComponent(id), leave.signal, showError);
   else if (noun === "registered" && !id) registeredPage(main, leave.signal, showError);

@@ -478,8 +478,12 @@ def finished(settings: Settings, address: str, report: dict[str, Any], **spec: A
         "dataset": DATASET.model_dump(mode="json"),
         **report,
     }
-    names = ("student.safetensors", "student.onnx")
-    files = [NewArtifact(name, "5" * 64, 123_456, "application/octet-stream") for name in names]
+    weights = FileStore(settings.files).put_stream([b"weights"])
+    files = [
+        NewArtifact("student.safetensors", weights.sha256, weights.bytes, "application/octet-stream"),
+        NewArtifact("student.onnx", "5" * 64, 123_456, "application/octet-stream"),
+        NewArtifact("report.html", "6" * 64, 123_456, "text/html"),
+    ]
     with database.begin() as connection:
         assert lifecycle.finish_succeeded(connection, job["id"], fence, whole, files)
     database.dispose()
@@ -577,8 +581,49 @@ def test_job_page_shows_each_file_with_its_figures_and_why_one_was_refused(
     assert "int8 after the training refused it is right on 12.0 %" in shown
     assert "measured on A <i>CPU</i>, 1 thread" in shown
     links = browser.value("[...document.querySelectorAll('.files a')].map((one) => one.getAttribute('href'))")
-    names = ("student.onnx", "student.safetensors")
+    names = ("report.html", "report.html", "student.onnx", "report.html", "student.safetensors")
     assert links == [f"/v1/jobs/{job['id']}/artifacts/{name}" for name in names]
+    assert "Open the report" in shown
+
+
+def test_job_page_makes_files_and_shows_them_beside_the_others(
+    settings: Settings, address: str, browser: Browser
+) -> None:
+    job = finished(settings, address, {"files": [file_row("student.onnx", "onnx")]})
+    browser.open(f"{address}/#/jobs/{job['id']}", 1200, "Make files of the student")
+    browser.value("document.querySelector('.make [value=onnx]').click()")
+    browser.value("document.querySelector('.make').open = true")
+    browser.value("document.querySelector('.make [name=checkpoint]').value = 'last'")
+    send = "document.querySelector('.make form').requestSubmit()"
+    browser.value(send)
+    browser.wait("only its best epoch is left")
+    browser.value("document.querySelector('.make [name=checkpoint]').value = 'best'")
+    browser.value(send)
+    browser.wait("export of ONNX, int8")
+    (export,) = httpx.get(f"{address}/v1/jobs/{job['id']}/exports").json()["data"]
+    assert export["spec"] == {"job": job["id"], "export": ["onnx_int8"], "checkpoint": "best"}
+    row = file_row("student.int8.onnx", "onnx_int8", accuracy=0.89, quantization="after_training")
+    whole = {
+        "job": job["id"],
+        "checkpoint": {"which": "best", "step": None, "epoch": None},
+        "measured": {**measured(0.9, "convnet8"), "interval": [0.86, 0.93], "test_samples": 360},
+        "files": [row],
+    }
+    database, fence = claim_job(settings, export, {}, {})
+    with database.begin() as connection:
+        assert lifecycle.finish_succeeded(connection, export["id"], fence, whole, [])
+    database.dispose()
+    browser.open(f"{address}/#/jobs/{job['id']}", 1200, "made later")
+    shown = " ".join(browser.value("document.querySelector('.files').innerText").split())
+    assert "int8 after the training, best epoch, made later 89.0 % −1.0 99.8 %" in shown
+    links = browser.value("[...document.querySelectorAll('.measured a.button')].map((one) => one.getAttribute('href'))")
+    assert links[-1] == f"/v1/jobs/{export['id']}/artifacts/student.int8.onnx"
+    browser.open(f"{address}/#/jobs/{export['id']}", 1200, "1 file made.")
+    shown = " ".join(browser.value("document.querySelector('main').innerText").split())
+    assert f"convnet32 → convnet8 export of the job {job['id']}" in shown
+    assert "Weights best epoch, of the finished job Accuracy 90.0 % 95 % interval 86.0 % to 93.0 %" in shown
+    assert "Again with changes" not in shown and "Make files" not in shown
+    browser.open(f"{address}/#/?kind=export", 1200, export["id"])
 
 
 def test_job_page_shows_the_data_and_the_teacher_before_the_training_ends(
