@@ -1,6 +1,6 @@
 // The page: which view the address names, the list of jobs, and the form for a key.
 
-import { age, bar, h, json, key, listedModels, method, percent, pill, points, Problem, repeatedly, request, short, shownDataset, show, waitingText } from "./common.js";
+import { age, bar, h, json, key, listedModels, method, percent, pill, points, Problem, repeatedly, request, short, shownDataset, show, title, waitingText } from "./common.js";
 import { jobPage } from "./job.js";
 import { registeredOnePage, registeredPage } from "./registered.js";
 import { submitPage } from "./submit.js";
@@ -137,12 +137,12 @@ function cells(job) {
     h("td", null, pill(job), h("span", { class: "waiting", title: job.waiting?.message }, waitingText(job)),
       job.warning_count > 0 && h("span", { class: "warned" }, warnedText(job.warning_count)), bar(job)),
     h("td", null,
-      h("a", { class: "name", href: `#/jobs/${job.id}` }, job.name || job.id),
+      h("a", { class: "name", href: `#/jobs/${job.id}` }, title(job, job.model || job.students.join(" + "))),
       h("div", { class: "models" }, [listedModels(job), shownDataset(job.dataset), job.kind !== "distillation" && job.kind].filter(Boolean).join(", ")),
       labels(job)),
     h("td", { class: "wide" }, method(job)),
     h("td", { class: "number" }, percent(figures.accuracy)),
-    h("td", { class: "number wide" }, percent(figures.gap_closed, 0)),
+    h("td", { class: "number wide" }, percent(figures.gap_closed?.value, 0)),
     h("td", { class: `number ${gain > 0 ? "up" : gain < 0 ? "down" : ""}` }, points(gain)),
     h("td", { class: "number wide" }, short(figures.parameters)),
     h("td", { class: "number wide quiet" }, age(job.created_at)),
