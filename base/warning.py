@@ -42,6 +42,7 @@ CODES: dict[str, When] = {
     "image_size_differs": "submit",
     "budget_short": "submit",
     "memory_short": "submit",
+    "int8_not_exported": "submit",
     "baseline_found": "submit",
     "class_order_wrong": "teacher_check",
     "normalization_wrong": "teacher_check",

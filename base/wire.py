@@ -714,8 +714,8 @@ class Figures(View):
     parameters: int | None
     bytes: int | None
     gain: float | None
-    gap_closed: NotRequired[Interval | None]
-    """Of the report's `proof`; absent for a job of an earlier version."""
+    gap_closed: NotRequired[float | None]
+    """(student - alone) / (teacher - alone), where the report states it; absent for a job of an earlier version."""
     teacher_accuracy: float | None
     alone_accuracy: float | None
     """Of the student alone."""

@@ -142,7 +142,7 @@ def _run(
             **{name: line[name] for name in ("teacher", "seconds", "threads", "precision")},
         }
 
-    runs = [budget.run(row, seed) for seed in range(seeds) for row in dict.fromkeys((AFTER, *rows))]
+    runs = [budget.run(row, seed) for seed in range(seeds) for row in rows]
     return run_missing(runs, results, measured)
 
 

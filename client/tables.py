@@ -99,7 +99,7 @@ def job_table(jobs: Iterable[JobSummary]) -> Table:
 def _gap_text(job: JobSummary) -> str:
     """Return the gap closed of a job that states one, else ""."""
     gap = None if job["figures"] is None else job["figures"].get("gap_closed")
-    return "" if gap is None else f"{100 * gap['value']:.0f} %"
+    return "" if gap is None else f"{100 * gap:.0f} %"
 
 
 def accuracy_text(job: JobView) -> str:
@@ -317,8 +317,12 @@ def benchmark_lines(figures: Benchmark) -> Iterator[str]:
         f"{height} x {width}, {figures['num_classes']} classes"
     )
     device = figures["device"]
-    threads = f", {figures['threads']} thread{'s' if figures['threads'] > 1 else ''}" if device["kind"] == "cpu" else ""
+    threads = f", {_threads(figures['threads'])}" if device["kind"] == "cpu" else ""
     yield f"on {device['name'] or device['kind']}{threads}"
+
+
+def _threads(number: int) -> str:
+    return f"{number} thread{'s' if number > 1 else ''}"
 
 
 def suggestion_table(found: Suggestions) -> Table:
@@ -327,7 +331,7 @@ def suggestion_table(found: Suggestions) -> Table:
     table = _table("architecture", "file", "runtime", "on", *figures, right=figures, unbroken=figures)
     for one in found["data"]:
         latency, accuracy = one["p50_ms"], one["accuracy"]
-        threads = "" if one["threads"] is None else f", {one['threads']} threads"
+        threads = "" if one["threads"] is None else f", {_threads(one['threads'])}"
         _add_row(
             table,
             one["architecture"],

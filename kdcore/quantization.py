@@ -21,6 +21,7 @@ statistics that they had at the start (Krishnamoorthi, "Quantizing deep convolut
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -31,6 +32,8 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakIdKeyDictionary
+
+log = logging.getLogger("kdcore")
 
 FOLLOW = 0.01
 """The share of a batch in the moving average of a range: PyTorch's MovingAverageMinMaxObserver has the same."""
@@ -225,8 +228,11 @@ def of_tensors(model: Any, ranges: Iterable[Range]) -> dict[str, tuple[float, fl
     rows = [(one, tuple(reader)) for one in ranges for reader in one["read_by"]]
     counted = {kind: 1 + max(number for _, (own, number, _) in rows if own == kind) for _, (kind, _, _) in rows}
     found: dict[str, tuple[float, float]] = {}
+    others = {kind for kind, count in counted.items() if len(nodes.get(kind, ())) != count}
+    if others:
+        log.info("the graph has other numbers of %s than the network: their ranges are calibrated", sorted(others))
     for one, (kind, number, argument) in rows:
-        if len(nodes.get(kind, ())) != counted[kind]:
+        if kind in others:
             continue
         name = nodes[kind][number].input[argument]
         while True:

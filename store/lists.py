@@ -75,7 +75,7 @@ def figures_of(result: Mapping[str, Any]) -> dict[str, Any]:
         "parameters": student.get("parameters"),
         "bytes": student.get("bytes"),
         "gain": result.get("gain"),
-        "gap_closed": (result.get("proof") or {}).get("gap_closed"),
+        "gap_closed": ((result.get("proof") or {}).get("gap_closed") or {}).get("value"),
         "teacher_accuracy": others["teacher"],
         "alone_accuracy": others["alone"],
         "seconds": result.get("seconds"),

@@ -51,7 +51,7 @@ class Budget(BaseModel):
     def _has_a_budget(self) -> Self:
         if self.budget_ms is None and self.budget_bytes is None:
             context = {"parameter": "budget_ms"}
-            raise PydanticCustomError("missing", "give `budget_ms`, `budget_bytes`, or both", context)
+            raise PydanticCustomError("no_budget", "give `budget_ms`, `budget_bytes`, or both", context)
         return self
 
 

@@ -110,9 +110,10 @@ def _metadata(
     known to be there."""
     student, images, calibration = report["student"], report["test_samples"], report["calibration"]
     interval = [round(bound, 4) for bound in chance.wilson(student["accuracy"], images)]
+    many = report["dataset"]["num_classes"] > 5
     figures = [
         ("accuracy", "Accuracy", student["accuracy"], {"interval_95": interval, "images": images}),
-        ("accuracy", "Top-5 accuracy", student["accuracy_top5"], {"k": 5, "images": images}),
+        *([("accuracy", "Top-5 accuracy", student["accuracy_top5"], {"k": 5, "images": images})] if many else []),
         ("expected_calibration_error", "ECE", calibration["student"]["ece"], {"bins": calibration["bins"]}),
     ]
     results = [

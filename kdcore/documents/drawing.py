@@ -115,7 +115,7 @@ def ticks(low: float, high: float, count: int = TICKS) -> list[float]:
     """Return round numbers between two bounds, about so many: 1, 2 or 5 times a power of ten apart."""
     rough = (high - low) / count
     power = 10 ** math.floor(math.log10(rough))
-    step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= rough)
+    step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= 0.75 * rough)
     first = math.ceil(low / step - 1e-9)
     last = math.floor(high / step + 1e-9)
     return [round(number * step, 12) for number in range(first, last + 1)]

@@ -14,6 +14,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from importlib.resources import files
+from pathlib import PurePath
 from typing import Any
 
 import jinja2
@@ -21,6 +22,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from base.references import BLOB, FILE
 from kdcore.data.images import Images
 from kdcore.documents import drawing
 from kdcore.measure import chance
@@ -113,7 +115,10 @@ def _subject(report: Mapping[str, Any], spec: Mapping[str, Any]) -> str:
     teacher, student = report["teacher"], report["student"]
     methods = spec["method"] if isinstance(spec["method"], list) else [spec["method"]]
     source = spec["dataset"]["source"]
-    data = f"{source[:24]}…" if len(source) > 40 else source
+    if source.startswith(BLOB):
+        data = f"{report['dataset']['num_classes']} classes"
+    else:
+        data = PurePath(source.removeprefix(FILE)).name
     names = " + ".join(method["name"] for method in methods)
     taught = f"{teacher['architecture']} → " if teacher else ""
     return f"{taught}{student['architecture']} · {names} · {data} · {report['test_samples']:,} test images"

@@ -26,7 +26,8 @@ Run = Callable[[Any], bytes]
 WARM_UP = 5
 MOST_RUNS = 200
 LATENCY_S = 1.0
-"""The time of one latency's runs: as many as fit, at most MOST_RUNS, at least five."""
+"""The time of one latency's runs: as many as fit, at most MOST_RUNS, at least FEWEST_RUNS."""
+FEWEST_RUNS = 3
 
 
 def main(request: Request) -> None:
@@ -62,17 +63,22 @@ def _limit_memory(most: int) -> None:
 def _latency(run: Run, inputs: Inputs, size: int, shape: list[int]) -> dict[str, float]:
     """Return the percentiles of the time of one run, of a batch that is prepared already."""
     given = inputs(bytearray(os.urandom(size * shape[0] * shape[1] * shape[2])), size)
-    for _ in range(WARM_UP):
-        run(given)
-    times: list[float] = []
-    began = time.perf_counter()
-    while len(times) < WARM_UP or (len(times) < MOST_RUNS and time.perf_counter() - began < LATENCY_S):
-        before = time.perf_counter()
-        run(given)
-        times.append(1000 * (time.perf_counter() - before))
+    _times(run, given, 1, WARM_UP)
+    times = _times(run, given, FEWEST_RUNS, MOST_RUNS)
     times.sort()
     p50, p95 = (times[round(share * (len(times) - 1))] for share in (0.5, 0.95))
     return {"batch": size, "p50_ms": round(p50, 4), "p95_ms": round(p95, 4)}
+
+
+def _times(run: Run, given: Any, fewest: int, most: int) -> list[float]:
+    """Return the milliseconds of runs: as many as fit in LATENCY_S, within these numbers."""
+    times: list[float] = []
+    began = time.perf_counter()
+    while len(times) < fewest or (len(times) < most and time.perf_counter() - began < LATENCY_S):
+        before = time.perf_counter()
+        run(given)
+        times.append(1000 * (time.perf_counter() - before))
+    return times
 
 
 def _peak_bytes() -> int:

@@ -35,7 +35,9 @@ class Onnx:
     runtime: str = "onnxruntime"
 
     def write(self, student: Deliverable, path: Path, options: ExportOptions, images: Images) -> None:
-        path.write_bytes(with_facts(graph(student, options), student, options))
+        model = graph(student, options)
+        with translating():  # A file of this format has at most 2 GiB.
+            path.write_bytes(with_facts(model, student, options))
 
 
 def graph(student: Deliverable, options: ExportOptions) -> onnx.ModelProto:

@@ -74,6 +74,8 @@ def baseline_key(resolved: Mapping[str, Any]) -> str | None:
     """Return the digest (sha256, hex) of all in a resolved spec that decides the bits of its student alone: network and
     start, data, recipe, and how it is computed as far as the spec says. None if a file is named by its path."""
     student, dataset = _first(resolved["student"]), _dataset(resolved)
+    if not isinstance(student, Mapping):  # As the first versions wrote it.
+        return None
     if any((name or "").startswith(FILE) for name in (student.get("checkpoint"), dataset["source"])):
         return None
     decides = {

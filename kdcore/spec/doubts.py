@@ -16,7 +16,9 @@ from kdcore.spec.classes import (
 )
 from kdcore.spec.fitting import Known, images_per_class, images_to_train_on, start_summary, teacher_size
 from kdcore.spec.job import DataOptions, JobSpec, Student, Teacher
+from kdcore.spec.plan import aware_epochs
 from kdcore.spec.rules import each_method, each_start, each_teacher
+from kdcore.spec.shipping import INT8
 
 HELPED_SOONER = "dist, on large networks with nst beside it"
 """dist gained in every short training of `bench.budgets`, dist + nst most on CIFAR-100 (docs/measured.md). nst and
@@ -295,7 +297,18 @@ def spec_warnings(spec: JobSpec, known: Known) -> list[WarningItem]:
         if pointer in known.starts and known.dataset is not None:
             warnings += start_warnings(student, known.starts[pointer], known.dataset, pointer)
     warnings += budget_warnings(spec, known)
+    warnings += _int8_warnings(spec)
     return warnings
+
+
+def _int8_warnings(spec: JobSpec) -> Iterator[WarningItem]:
+    if aware_epochs(spec) and not set(spec.export) & set(INT8):
+        yield WarningItem(
+            "int8_not_exported",
+            "/export",
+            f"the student trains for int8, and no file of the job is int8: {', '.join(spec.export)}",
+            f"add {INT8[0]} to export; or make it of the job later, by POST /v1/jobs/{{id}}/exports",
+        )
 
 
 def _logits_warnings(facts: LogitsFacts, pointer: str) -> Iterator[WarningItem]:

@@ -802,13 +802,14 @@ async def test_resolved_spec_of_students_that_teach_each_other(service: Service)
     assert (resolved["alpha"], resolved["beta"], resolved["temperature"]) == (1, 1, 1)
 
 
-async def test_estimate_counts_assistants_and_generations(service: Service) -> None:
+async def test_estimate_counts_assistants_generations_and_seeds(service: Service) -> None:
     """20 batches of 64 an epoch."""
     await teacher(service)
     for changes, trials in (
         ({"assistants": ["convnet16", "convnet16"], "baseline": "train"}, 4),
         ({"method": "born_again"}, 3),
         ({"method": {"name": "born_again", "generations": 2}, "teacher": None, "baseline": "train"}, 3),
+        ({"assistants": ["convnet16"], "baseline": "train", "seeds": 3}, 7),
     ):
         body = (await service.http.post("/v1/jobs/validate", json=kd(**changes, training={"epochs": 2}))).json()
         assert body["errors"] == [] and body["estimate"]["steps"] == trials * 2 * 20

@@ -51,7 +51,7 @@ def listed(job: dict[str, Any]) -> dict[str, Any]:
     result = job["result"]
     figures = None if result is None else {"accuracy": result.get("student", result)["accuracy"]}
     if result is not None and "proof" in result:
-        figures["gap_closed"] = result["proof"]["gap_closed"]
+        figures["gap_closed"] = (result["proof"]["gap_closed"] or {}).get("value")
     absent = ("spec", "resolved_spec", "result", "warnings", "teacher_check")
     return {**{name: value for name, value in job.items() if name not in absent}, "figures": figures}
 
@@ -133,6 +133,65 @@ def evaluation_job(accuracy: float = 0.75, **changes: Any) -> dict[str, Any]:
         "result": {**figures, "per_class": classes},
     }
     return job(**{**fields, **changes})
+
+
+def file_row(format: str, **changes: Any) -> dict[str, Any]:
+    """The row of a student's file, as in a report."""
+    return {
+        "name": f"student.{format}",
+        "format": format,
+        "runtime": "onnxruntime 1.28.0",
+        "bytes": 19_114,
+        "accuracy": 0.639,
+        "agreement": 0.989,
+        "latency": [{"batch": 1, "p50_ms": 0.014, "p95_ms": 0.02}, {"batch": 32, "p50_ms": 1.5, "p95_ms": 2}],
+        "threads": 1,
+        "cpu": "fast",
+        "peak_memory_bytes": 53_477_376,
+        "refused": None,
+        **changes,
+    }
+
+
+def export_job(**changes: Any) -> dict[str, Any]:
+    """A succeeded job that has written two files, of which one is refused."""
+    refused = {"code": "export_mismatch", "message": "it lost too much"}
+    student = {**measured(0.639), "interval": [0.588, 0.687], "test_samples": 360}
+    fields = {
+        "kind": "export",
+        "method": "export",
+        "result": {
+            "job": "job_0",
+            "checkpoint": {"which": "last", "step": 1200, "epoch": 7},
+            "measured": student,
+            "files": [file_row("onnx"), file_row("onnx_int8", refused=refused)],
+            "dataset": {},
+            "seconds": 2.0,
+            "warnings": [],
+        },
+    }
+    return job(**{**fields, **changes})
+
+
+def benchmark(**changes: Any) -> dict[str, Any]:
+    """A benchmark that is kept."""
+    figures = {
+        "architecture": "convnet8",
+        "parameters": 3778,
+        "bytes": 15_456,
+        "macs": 2_500_000,
+        "num_classes": 10,
+        "channels": 1,
+        "image_size": [8, 8],
+        "batch_size": 32,
+        "device": {"kind": "cpu", "name": "fast"},
+        "threads": 1,
+        "files": [file_row("safetensors", name=None, accuracy=None, agreement=None, peak_memory_bytes=None)],
+        "seconds": 2.0,
+        "warnings": [],
+    }
+    fields = {"key": "0" * 64, "status": "succeeded", "job": "job_1", "figures": figures, "error": None}
+    return {**fields, "measured_at": "2026-01-02T03:04:05.000Z", **changes}
 
 
 def evaluation() -> dict[str, Any]:

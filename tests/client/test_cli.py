@@ -15,9 +15,11 @@ from tests.client.fake_service import (
     FakeFiles,
     FakeService,
     attempt,
+    benchmark,
     evaluation,
     evaluation_job,
     event,
+    export_job,
     job,
     listed,
     page,
@@ -617,6 +619,162 @@ def test_models_evaluate_refused_prints_the_faults():
     fake = FakeService({"POST /v1/models/big/evaluations": problem(422, "spec_invalid", errors=[fault])})
     done = run(fake, "models", "evaluate", "big", "--dataset", "digitz")
     assert done.exit_code == 2 and "/dataset: there is no data set" in done.stderr
+
+
+def exporting(**changes: Any) -> FakeService:
+    done = export_job(**changes)
+    files = [artifact_of(name, content) for name, content in (("student.onnx", b"graph"), ("report.json", b"{}"))]
+    return FakeService(
+        {
+            "POST /v1/jobs/job_0/exports": {**done, "status": "queued", "result": None},
+            "GET /v1/jobs/job_1": done,
+            "GET /v1/jobs/job_1/events/stream": problem(501, "none"),
+            "GET /v1/jobs/job_1/events": page([event(1, "queued"), event(2, done["status"])]),
+            "GET /v1/jobs/job_1/artifacts": page(files),
+            "GET /v1/jobs/job_1/artifacts/student.onnx": httpx.Response(200, content=b"graph"),
+            "GET /v1/jobs/job_1/artifacts/report.json": httpx.Response(200, content=b"{}"),
+        }
+    )
+
+
+def artifact_of(name: str, content: bytes) -> dict[str, Any]:
+    sha256 = hashlib.sha256(content).hexdigest()
+    href = f"/v1/jobs/job_1/artifacts/{name}"
+    return {"name": name, "sha256": sha256, "bytes": len(content), "media_type": "application/json", "href": href}
+
+
+def test_export_prints_each_file_and_fetches_them(tmp_path: Path):
+    fake = exporting()
+    options = ("--format", "onnx", "--format", "onnx_int8", "--checkpoint", "last", "--tolerance", "0.1")
+    done = run(fake, "export", "job_0", *options, "--out", str(tmp_path / "files"))
+    assert done.exit_code == 0, done.output
+    options = {"tolerance": 0.1}
+    assert fake.bodies("POST /v1/jobs/job_0/exports") == [
+        {"export": ["onnx", "onnx_int8"], "checkpoint": "last", "export_options": options}
+    ]
+    assert "convnet4, last weights, epoch 7, checkpoint of step 1,200" in done.stdout
+    assert "accuracy 63.9 % (95 % interval 58.8 to 68.7 %)" in done.stdout
+    row = next(line for line in done.stdout.splitlines() if "student.onnx " in line)
+    assert row.split() == [
+        "student.onnx",
+        "onnxruntime",
+        "1.28.0",
+        "19,114",
+        "63.9",
+        "%",
+        "98.9",
+        "%",
+        "0.01",
+        "1.50",
+        "51",
+        "MiB",
+    ]
+    assert "refused: it lost too much" in done.stdout
+    assert (tmp_path / "files" / "student.onnx").read_bytes() == b"graph"
+    assert str(tmp_path / "files" / "report.json") in done.stdout
+
+
+def test_export_that_does_not_wait_prints_the_new_jobs_id():
+    done = run(exporting(), "export", "job_0", "--no-wait")
+    assert (done.exit_code, done.stdout) == (0, "job_1\n")
+    done = run(exporting(), "export", "job_0", "--no-wait", "--out", "files")
+    assert done.exit_code == 2 and "--no-wait does not wait" in done.stderr
+
+
+def test_export_that_fails_or_is_refused_says_why():
+    error = {"code": "spec_invalid", "message": "no epoch is the best", "retryable": False, "hint": "take 'last'"}
+    done = run(exporting(status="failed", error=error, result=None), "export", "job_0")
+    assert done.exit_code == 1 and "no epoch is the best" in done.stderr and done.stdout == ""
+    refused = problem(409, "not_exportable", "the job has no checkpoint", allowed_checkpoints=[])
+    done = run(FakeService({"POST /v1/jobs/job_0/exports": refused}), "export", "job_0")
+    assert done.exit_code == 2 and "the job has no checkpoint" in done.stderr
+
+
+def benchmarking(made: dict[str, Any], **job_changes: Any) -> FakeService:
+    measuring = job(**{"kind": "benchmark", "method": "benchmark", **job_changes})
+    return FakeService(
+        {
+            "POST /v1/benchmarks": made,
+            "GET /v1/benchmarks": page([benchmark()]),
+            f"GET /v1/benchmarks/{made['key']}": benchmark(),
+            "GET /v1/jobs/job_1": measuring,
+            "GET /v1/jobs/job_1/events/stream": problem(501, "none"),
+            "GET /v1/jobs/job_1/events": page([event(1, "queued"), event(2, measuring["status"])]),
+        }
+    )
+
+
+def test_benchmark_waits_for_the_figures_and_prints_them():
+    fake = benchmarking(benchmark(status="queued", figures=None, measured_at=None))
+    options = ("--image-size", "8", "--channels", "1", "--threads", "1", "--anew")
+    done = run(fake, "benchmark", "convnet8", *options)
+    assert done.exit_code == 0, done.output
+    assert fake.bodies("POST /v1/benchmarks") == [
+        {"architecture": "convnet8", "image_size": 8, "channels": 1, "threads": 1, "anew": True}
+    ]
+    lines = done.stdout.splitlines()
+    assert lines[0].startswith("convnet8, 3,778 parameters, 2.5 million multiplications an image; images of 1 x 8 x 8")
+    assert lines[1] == "on fast, 1 thread"
+    assert "accuracy" not in done.stdout and "measured at 2026-01-02" in done.stdout
+
+
+def test_benchmark_of_a_model_or_a_job_that_is_kept_asks_for_no_job():
+    for named, field in (("model:big", "model"), ("job:job_7", "job")):
+        fake = benchmarking(benchmark())
+        done = run(fake, "benchmark", named, "--json")
+        assert json.loads(done.stdout)["figures"]["macs"] == 2_500_000
+        assert fake.bodies("POST /v1/benchmarks") == [{field: named.partition(":")[2]}]
+        assert not fake.requests_to("GET /v1/jobs/job_1")
+
+
+def test_benchmark_that_fails_exits_with_1_and_lists_without_a_network():
+    error = {"code": "out_of_memory", "message": "no memory", "retryable": False, "hint": None}
+    made = benchmark(status="queued", figures=None, measured_at=None)
+    done = run(benchmarking(made, status="failed", error=error), "benchmark", "convnet8")
+    assert done.exit_code == 1 and "no memory" in done.stderr and done.stdout == ""
+    done = run(benchmarking(made), "benchmark")
+    assert done.exit_code == 0 and "convnet8, 3,778 parameters" in done.stdout
+
+
+def suggested(**changes: Any) -> dict[str, Any]:
+    one = {
+        "architecture": "convnet8", "format": "onnx", "runtime": "onnxruntime 1.28.0",
+        "device": {"kind": "cpu", "name": "fast"}, "threads": 2, "bytes": 19_114, "p50_ms": 0.5, "p95_ms": 1.0,
+        "batch": 1,
+        "parameters": 3778, "macs": None, "accuracy": 0.639, "accuracy_job": "job_1", "accuracy_of": "file",
+        "measured_by": "job_1", "measured_at": "2026-01-02T03:04:05.000Z",
+    }  # fmt: skip
+    body = {"architecture": "convnet4", "num_classes": 10, "channels": 3, "image_size": 32}
+    missing = [{"architecture": "convnet4", "parameters": 1000, "body": body}]
+    fields = {"ranked_by": "accuracy", "why": "ranked by accuracy", "data": [one], "measured": 1}
+    return {**fields, "not_measured": missing, "not_measured_count": 9, **changes}
+
+
+def test_suggest_prints_what_fits_and_how_to_measure_more():
+    fake = FakeService({"GET /v1/suggestions": suggested()})
+    done = run(fake, "suggest", "--ms", "2", "--image-size", "32")
+    assert done.exit_code == 0, done.output
+    (request,) = fake.requests_to("GET /v1/suggestions")
+    assert dict(request.url.params) == {"budget_ms": "2.0", "image_size": "32"}
+    row = next(line for line in done.stdout.splitlines() if "onnxruntime" in line)
+    assert row.split() == [
+        "convnet8",
+        "onnx",
+        "onnxruntime",
+        "1.28.0",
+        "fast,",
+        "2",
+        "threads",
+        "0.50",
+        "19,114",
+        "3,778",
+        "63.9",
+        "%",
+    ]
+    assert "not measured at this shape: convnet4 and 3 more" in done.stdout
+    assert "measure one: distillery benchmark convnet4 --image-size 32 --channels 3 --classes 10" in done.stdout
+    nothing = FakeService({"GET /v1/suggestions": suggested(data=[])})
+    assert run(nothing, "suggest", "--bytes", "5").exit_code == 1
 
 
 def test_list_and_show_an_evaluation():

@@ -183,6 +183,38 @@ def test_cancelled_running_job_leaves_no_process_and_the_student_that_waits_for_
     assert error["message"] == f"job {teacher}, whose student this job needs, is cancelled"
 
 
+def test_export_of_a_job_that_was_stopped_has_its_newest_weights(server):
+    """A cancelled job saves its state, from which its student can still be shipped."""
+    stopped = server.submit({**TEACHER, "training": {**TRAINING, "epochs": 5000}})
+    server.wait_until(lambda: (server.get(f"/v1/jobs/{stopped}")["progress"] or {}).get("step", 0) > 0, 60)
+    assert server.post(f"/v1/jobs/{stopped}/cancel").status_code == 200
+    server.ended(stopped, "cancelled")
+    body = {"checkpoint": "last", "export_options": {"measure": False}}
+    answer = server.post(f"/v1/jobs/{stopped}/exports", body)
+    assert answer.status_code == 201, answer.text
+    job = server.ended(answer.json()["id"])
+    taken = job["result"]["checkpoint"]
+    assert taken["which"] == "last" and taken["step"] == server.get(f"/v1/jobs/{stopped}")["checkpoint_step"] > 0
+    files = {one["name"]: one for one in server.get(f"/v1/jobs/{job['id']}/artifacts")["data"]}
+    assert files.keys() == {"student.safetensors", "student.py", "report.json"}
+    student = server.http.get(f"/v1/jobs/{job['id']}/artifacts/student.safetensors").content
+    assert hashlib.sha256(student).hexdigest() == files["student.safetensors"]["sha256"]
+    assert [one["id"] for one in server.get(f"/v1/jobs/{stopped}/exports")["data"]] == [job["id"]]
+
+
+def test_benchmark_of_a_students_network_is_kept_and_suggested(server, teacher_job):
+    answer = server.post("/v1/benchmarks", {"job": teacher_job, "threads": 1, "batch_size": 2})
+    assert answer.status_code == 201, answer.text
+    job = server.ended(answer.json()["job"])
+    kept = server.post("/v1/benchmarks", {"job": teacher_job, "threads": 1, "batch_size": 2})
+    assert kept.status_code == 200 and kept.json()["figures"] == job["result"]
+    assert job["result"]["parameters"] == server.get(f"/v1/jobs/{teacher_job}")["result"]["student"]["parameters"]
+    shape = {"image_size": 8, "channels": 1, "classes": 10}
+    found = server.get("/v1/suggestions", budget_ms=1e5, runtime="torch", **shape)
+    suggested = next(one for one in found["data"] if one["measured_by"] == job["id"])
+    assert (suggested["architecture"], suggested["format"], suggested["threads"]) == ("convnet8", "safetensors", 1)
+
+
 def test_evaluation_of_a_registered_model_is_its_accuracy_in_the_report(server, teacher_job, tmp_path):
     """The student of a job, registered as a model, has on request the accuracy that its job's report has."""
     path = tmp_path / "student.safetensors"

@@ -1,5 +1,6 @@
 """Rounding by hand, against onnxruntime, and a training whose last epochs round."""
 
+from contextlib import closing
 from typing import Any
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from kdcore import models
+from kdcore import checkpoint, models
 from kdcore.classifier import Classifier, FrozenTeacher
 from kdcore.data.images import Images, TrainingSet
 from kdcore.graph_step import GraphStep
@@ -16,7 +17,7 @@ from kdcore.objectives import Objective, Setting, build
 from kdcore.quantization import FakeQuantization, keep_in_eval, of_tensors, rounded_activation, rounded_weight
 from kdcore.schemes.exits import Exits
 from kdcore.schemes.mutual import Mutual
-from kdcore.schemes.offline import Alone, Offline
+from kdcore.schemes.offline import Alone, Offline, TeacherAhead
 from kdcore.spec import Training
 from kdcore.spec.methods.response import Kd
 from kdcore.training import Observer, Outcome, StageTraining
@@ -401,7 +402,7 @@ class Stop(Exception):
 
 @pytest.mark.parametrize("recipe", [{}, {"ema": 0.5}, {"batch_norm": "running"}], ids=str)
 @pytest.mark.parametrize("steps", [6, 7, 9])
-def test_stage_training_for_int8_resumes_bit_for_bit(steps, recipe):
+def test_stage_training_for_int8_resumes_bit_for_bit(steps, recipe, tmp_path):
     """After the last float epoch, within the first epoch for int8, and after it."""
     states = []
 
@@ -414,7 +415,8 @@ def test_stage_training_for_int8_resumes_bit_for_bit(steps, recipe):
     with pytest.raises(Stop):
         taught(2, recipe, after_step=stop).run()
     resumed = taught(2, recipe)
-    resumed.restore(states[-1])
+    written = checkpoint.save(tmp_path, steps, checkpoint.Progress(training=states[-1]))
+    resumed.restore(checkpoint.load(written.path, torch.device("cpu")).training)
     again = resumed.run()["student"]
     assert same(again.best, whole.best) and same(again.last, whole.last) and same(again.before, whole.before)
     assert again.ranges == whole.ranges and again.best_epoch == whole.best_epoch
@@ -438,6 +440,14 @@ def test_stage_training_for_int8_rounds_no_teacher_and_every_peer():
     outcomes = training(Mutual(peers), 1).run()
     assert all(peer.rounding is not None for peer in peers)
     assert outcomes["student"].ranges != outcomes["student-2"].ranges
+
+
+def test_stage_training_for_int8_rounds_no_teacher_that_runs_ahead_in_its_thread():
+    in_turn = taught(2, student=classifier(0)).run()["student"]
+    with closing(TeacherAhead(FrozenTeacher(classifier(1)), 1)) as ahead:
+        beside = training(Offline(classifier(0), ahead), 2)
+        beside.through = ahead.through
+        assert same(beside.run()["student"].best, in_turn.best)
 
 
 def test_stage_training_for_int8_of_exits_rounds_the_student_alone():

@@ -154,13 +154,11 @@ def test_model_card_is_a_folder_that_the_hub_can_read(job, tmp_path):
     assert config["architecture"] == "convnet4" and config["class_names"] == NAMES
     assert config["temperature"] == job.report["calibration"]["student"]["temperature"]
     data = ModelCard((tmp_path / "README.md").read_text()).data
-    accuracy, top5, ece = data.eval_results
+    accuracy, ece = data.eval_results  # Of three classes, the first five say nothing.
     assert accuracy.metric_value == round(job.report["student"]["accuracy"], 4)
     low, high = accuracy.metric_args["interval_95"]
     assert low < accuracy.metric_value < high and accuracy.metric_args["images"] == 30
-    assert top5.metric_name == "Top-5 accuracy" and ece.metric_value == round(
-        job.report["calibration"]["student"]["ece"], 4
-    )
+    assert ece.metric_value == round(job.report["calibration"]["student"]["ece"], 4)
     assert data.pipeline_tag == "image-classification" and "kd" in data.tags and data.base_model is None
     assert data.license is None and data.to_dict()["teacher_license"] == "cc-by-nc-4.0 | *only*"
 

@@ -6,8 +6,8 @@ from kdcore.documents import drawing
 def test_line_chart_places_points_between_round_ticks():
     chart = drawing.line_chart("Loss", {"student": [(0, 0.0), (10, 1.0)]}, "%")
     (line,) = chart.lines
-    assert [tick.label for tick in chart.y_ticks] == ["0 %", "50 %", "100 %"]
-    assert [tick.label for tick in chart.x_ticks] == ["0", "5", "10"]
+    assert [tick.label for tick in chart.y_ticks] == ["0 %", "20 %", "40 %", "60 %", "80 %", "100 %"]
+    assert [tick.label for tick in chart.x_ticks] == ["0", "2", "4", "6", "8", "10"]
     left, right = line.points.split()
     assert left == f"{drawing.LEFT:.1f},{drawing.HEIGHT - drawing.BOTTOM:.1f}"
     assert right == f"{drawing.WIDTH - drawing.RIGHT:.1f},{drawing.TOP:.1f}"
@@ -17,7 +17,12 @@ def test_line_chart_places_points_between_round_ticks():
 
 @pytest.mark.parametrize(
     ("low", "high", "expected"),
-    [(0, 1, [0, 0.5, 1]), (0.3, 0.7, [0.3, 0.4, 0.5, 0.6, 0.7]), (-1, 99, [0, 50]), (2, 2.001, None)],
+    [
+        (0, 1, [0, 0.2, 0.4, 0.6, 0.8, 1]),
+        (0.3, 0.7, [0.3, 0.4, 0.5, 0.6, 0.7]),
+        (-1, 99, [0, 20, 40, 60, 80]),
+        (2, 2.001, None),
+    ],
 )
 def test_ticks_are_round_numbers_within_the_bounds(low, high, expected):
     found = drawing.ticks(low, high)

@@ -50,8 +50,9 @@ def test_measure_a_file_that_cannot_be_loaded_fails_with_its_last_line_and_no_pa
 
 def test_measure_a_file_that_fails_at_a_batch_size_fails_with_its_last_line(one, tmp_path):
     broken = student_source(one) + "\n\nload_it = load\ndef load(path):\n    network = load_it(path)\n"
-    broken += "    network.register_forward_pre_hook(lambda _, given: 1 / (len(given[0]) - 2))\n    return network\n"
-    with pytest.raises(FileFailed, match="^ZeroDivisionError: division by zero$"):
+    broken += "    network.register_forward_pre_hook(lambda _, given: [1 / (len(given[0]) - 2)] and None)\n"
+    broken += "    return network\n"
+    with pytest.raises(FileFailed, match=r"^ZeroDivisionError: division by zero$"):
         measured(one, tmp_path, source=broken)
 
 

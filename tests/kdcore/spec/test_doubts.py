@@ -292,3 +292,18 @@ def test_spec_warnings_say_nothing_about_a_program_of_another_size():
     spec = body(teacher=PROGRAM)
     program = TRACED.model_copy(update={"image_size": (64, 64), "mean": [0.5] * 3, "std": [0.5] * 3})
     assert spec_warnings(parse(spec), known(spec, teachers={"/teacher": program})) == []
+
+
+@pytest.mark.parametrize(
+    ("quantization", "export", "expected"),
+    [
+        ({}, ["safetensors"], [("int8_not_exported", "/export")]),
+        ({"epochs": 3}, ["onnx", "torch_export"], [("int8_not_exported", "/export")]),
+        ({}, ["onnx_int8"], []),
+        ({"aware": False}, ["onnx"], []),
+        (None, ["onnx"], []),
+    ],
+)
+def test_spec_warnings_about_a_training_for_int8_without_an_int8_file(quantization, export, expected):
+    spec = body(quantization=quantization, export=export)
+    assert codes(spec_warnings(parse(spec), known(spec, NORMALIZED))) == expected
