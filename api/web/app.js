@@ -142,7 +142,7 @@ function cells(job) {
       labels(job)),
     h("td", { class: "wide" }, method(job)),
     h("td", { class: "number" }, percent(figures.accuracy)),
-    h("td", { class: "number wide" }, percent(figures.gap_closed?.value, 0)),
+    h("td", { class: "number wide" }, percent(figures.gap_closed, 0)),
     h("td", { class: `number ${gain > 0 ? "up" : gain < 0 ? "down" : ""}` }, points(gain)),
     h("td", { class: "number wide" }, short(figures.parameters)),
     h("td", { class: "number wide quiet" }, age(job.created_at)),
