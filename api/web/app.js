@@ -1,6 +1,6 @@
 // The page: which view the address names, the list of jobs, and the form for a key.
 
-import { age, bar, h, json, key, listedModels, method, percent, pill, points, Problem, repeatedly, request, short, shownDataset, show, waitingText } from "./common.js";
+import { age, bar, h, json, key, listedModels, method, percent, pill, points, Problem, repeatedly, request, short, shownDataset, show, title, waitingText } from "./common.js";
 import { jobPage } from "./job.js";
 import { registeredOnePage, registeredPage } from "./registered.js";
 import { submitPage } from "./submit.js";
@@ -137,7 +137,7 @@ function cells(job) {
     h("td", null, pill(job), h("span", { class: "waiting", title: job.waiting?.message }, waitingText(job)),
       job.warning_count > 0 && h("span", { class: "warned" }, warnedText(job.warning_count)), bar(job)),
     h("td", null,
-      h("a", { class: "name", href: `#/jobs/${job.id}` }, job.name || job.id),
+      h("a", { class: "name", href: `#/jobs/${job.id}` }, title(job, job.model || job.students.join(" + "))),
       h("div", { class: "models" }, [listedModels(job), shownDataset(job.dataset), job.kind !== "distillation" && job.kind].filter(Boolean).join(", ")),
       labels(job)),
     h("td", { class: "wide" }, method(job)),
