@@ -1,6 +1,6 @@
 """Run every command that the documentation shows, in order, against a real service with small jobs.
 
-    .venv/bin/python -m bench.docs [PAGE ...] [--list] [--keep FOLDER]
+    .venv/bin/python -m bench.docs [PAGE ...] [--list]
 
 A page (README.md, docs/*.md) has a fresh folder, a server of its own, and the files that its commands name: small ones,
 of random pictures and random weights. Fences of `sh` run as a script, those of `console` command by command, those of
@@ -32,7 +32,7 @@ import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, TypeVar
+from typing import TypeVar
 
 from bench.processes import REPOSITORY, exit_on_sigterm
 from bench.service import embedded, open_folder
@@ -523,7 +523,7 @@ def read_pages(names: Sequence[str], repository: Path = REPOSITORY) -> dict[str,
     return pages
 
 
-def main(output: IO[str] = sys.stdout) -> int:
+def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.docs", description=__doc__.splitlines()[0])
     parser.add_argument("pages", nargs="*", metavar="PAGE", default=PAGES)
     parser.add_argument("--list", action="store_true", help="run nothing: print the commands")
@@ -535,14 +535,14 @@ def main(output: IO[str] = sys.stdout) -> int:
     pages = read_pages(arguments.pages)
     if arguments.list:
         for command in (one for of_page in pages.values() for one in of_page):
-            print(f"{command.place:26} {command.reason or 'runs'}\n    {command.text.splitlines()[0]}", file=output)
+            print(f"{command.place:26} {command.reason or 'runs'}\n    {command.text.splitlines()[0]}")
         return 0
     totals = [0, 0, 0]
     for page, of_page in pages.items():
         if of_page:
             with tempfile.TemporaryDirectory(prefix="distillery-docs-") as name:
                 totals = [sum(pair) for pair in zip(totals, run_page(page, of_page, Path(name)), strict=True)]
-    print(f"{totals[0]} commands ran, {totals[1]} cannot run here, {totals[2]} failed", file=output)
+    print(f"{totals[0]} commands ran, {totals[1]} cannot run here, {totals[2]} failed")
     return 1 if totals[2] else 0
 
 
