@@ -34,6 +34,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
+import numpy as np
+from PIL import Image
+
 from bench.processes import REPOSITORY, exit_on_sigterm
 from bench.service import embedded, open_folder
 from client.sdk import Distillery
@@ -51,6 +54,9 @@ HOOK = "https://example.org/hooks/distillery"
 IMAGES = 18
 """Of each class: with a tenth held out, more than a batch."""
 CLASSES = ("daisy", "dandelion", "rose", "sunflower", "tulip")
+COUNTS = {"train": 200, "test": 100}
+"""The images of cifar100.npz."""
+MOBILENET = "torchvision/mobilenet_v3_small"
 
 
 T = TypeVar("T")
@@ -435,7 +441,6 @@ def make_programs(folder: Path) -> None:
 
 def make_inputs(folder: Path) -> None:
     """Write the files that pages name: small, of random pictures and random weights."""
-    import numpy as np
     import torch
     from safetensors.torch import save_file
 
@@ -475,30 +480,24 @@ def make_inputs(folder: Path) -> None:
     weights = models.build(MOBILENET, 100, 3).state_dict()
     save_file(weights, folder / "mobilenet.safetensors", {"distillery": json.dumps(facts)})
     _write_onnx(folder / "teacher.onnx", rng.normal(size=(3, len(CLASSES))).astype("float32"))
-    documents = {
+    documents: dict[str, object] = {
         "map.json": {name: number for number, name in enumerate(CLASSES)},
         "job.json": {
             **{"dataset": "flowers", "student": "convnet4", "method": "kd"},
-            "training": {"epochs": 1, "augmentation": "none"},
+            "training": {"epochs": 2, "augmentation": "none"},
         },
     }
     for name, document in documents.items():
         (folder / name).write_text(json.dumps(document))
 
 
-COUNTS = {"train": 200, "test": 100}
-MOBILENET = "torchvision/mobilenet_v3_small"
-
-
-def _jpeg(rng: "np.random.Generator", height: int = 64, width: int = 80) -> bytes:  # type: ignore[name-defined]  # noqa: F821
-    from PIL import Image
-
+def _jpeg(rng: np.random.Generator, height: int = 64, width: int = 80) -> bytes:
     content = io.BytesIO()
     Image.fromarray(rng.integers(0, 256, (height, width, 3), "uint8")).save(content, "JPEG")
     return content.getvalue()
 
 
-def _write_onnx(path: Path, weights: "np.ndarray") -> None:  # type: ignore[name-defined]  # noqa: F821
+def _write_onnx(path: Path, weights: np.ndarray) -> None:
     """Write a network that looks at the mean colour of an image."""
     from onnx import TensorProto, helper, numpy_helper, save
 
