@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 
 from base.errors import SpecInvalid
@@ -14,7 +15,7 @@ from kdcore.checkpoint import Stopped
 from kdcore.data import inspect
 from kdcore.exporting import run_export
 from kdcore.run import run
-from kdcore.spec import DataOptions, ExportOptions, ExportSpec, Known, resolve
+from kdcore.spec import DataOptions, ExportOptions, ExportSpec, Known, Quantization, resolve
 from kdcore.training import StageTraining
 from kdcore.weights import open_teacher
 from tests.kdcore.engine import distilled, events, same, workspace, write_arrays, write_teacher
@@ -75,7 +76,8 @@ def test_run_export_takes_best_and_last_of_a_student_whose_baseline_is_still_in_
 def stopped(folder, monkeypatch, steps: int, **fields):
     """Run a job for some steps only. Returns its checkpoint, and the student as it would be graded then."""
     data, teacher = write_arrays(folder / "data.npz"), write_teacher(folder / "teacher.safetensors")
-    spec = distilled(data, teacher, threads=1, **fields)
+    quantization = fields.pop("quantization", None)
+    spec = distilled(data, teacher, threads=1, **fields).model_copy(update={"quantization": quantization})
     where, _ = workspace(folder / "out")
     step, graded = StageTraining._step, []
 
@@ -114,6 +116,20 @@ def test_run_export_takes_the_last_weights_of_a_student_in_training_as_they_woul
     assert report["checkpoint"]["epoch"] == 1 and report["measured"]["test_samples"] == 30
     best, other, _ = exported(asked(tmp_path, path, checkpoint="best"), tmp_path / "best")
     assert best["checkpoint"]["epoch"] == 1 and not same(load_file(file), load_file(other))
+
+
+def test_run_export_in_a_training_for_int8_has_its_ranges_or_the_best_float_weights(tmp_path, monkeypatch):
+    """Stopped in the middle of the one epoch that trains for int8: no such epoch has ended."""
+    path, graded = stopped(tmp_path, monkeypatch, 9, quantization=Quantization(epochs=1))
+    notes = {}
+    for which in ("last", "best"):
+        report, file, _ = exported(asked(tmp_path, path, checkpoint=which), tmp_path / which)
+        with safe_open(file, "pt") as opened:
+            notes[which] = json.loads(opened.metadata()["distillery"])
+        assert report["checkpoint"]["epoch"] == (1 if which == "last" else None)
+        if which == "last":
+            assert same(load_file(file), {name: value.contiguous() for name, value in graded.items()})
+    assert notes["last"]["activation_ranges"] and "activation_ranges" not in notes["best"]
 
 
 def test_run_export_refuses_the_best_epoch_before_one_has_ended(tmp_path, monkeypatch):
