@@ -70,8 +70,8 @@ function listPage(sent, signal) {
   const chosen = [...filters].map(([name, value]) => h("span", { class: "pill" }, `${name} ${value}`));
   const all = chosen.length > 0 && h("a", { href: "#/" }, "all jobs");
   const heading = h("div", { class: "heading" }, h("h1", null, "Jobs"), chosen, all, summary);
-  const notice = h("p", { class: "notice", role: "alert" }, unknown.length
-    ? `No list has the filter ${unknown.join(", ")}: all jobs are shown that match the others. Filters are ${FILTERS.join(", ")}.` : "");
+  const leftOut = unknown.length > 0 && `No list has the filter ${unknown.join(", ")}, so it is left out. Filters are ${FILTERS.join(", ")}.`;
+  const notice = h("p", { class: "notice", role: "alert" }, leftOut);
   const others = kinds(filters);
   main.append(heading, others, notice, table, empty);
   const rows = new Map();
@@ -86,12 +86,12 @@ function listPage(sent, signal) {
       draw(data, next);
     } catch (error) {
       if (signal.aborted) return;
-      showError(error);
       // A value that no filter takes: the next poll would be refused, too.
       wrong = error.status === 422;
+      showError(wrong ? null : error);
       if (wrong) {
-        notice.textContent = (error.body.errors || []).map(({ pointer, message }) => `${pointer.replace("?", "")}: ${message}`).join("; ") || error.message;
-        heading.hidden = false;
+        const faults = (error.body.errors || []).map(({ pointer, message }) => `${pointer.replace("?", "")}: ${message}.`).join(" ") || error.message;
+        notice.replaceChildren([faults, leftOut].filter(Boolean).join(" "));
       }
     }
   }
