@@ -23,7 +23,7 @@ from kdcore import device as devices
 from kdcore import kernels, models, programs, weights
 from kdcore.catalog import DatasetFacts
 from kdcore.data.images import Data, Images
-from kdcore.exports import EXPORTERS, Deliverable, make, student_source
+from kdcore.exports import EXPORTERS, Deliverable, child, make, student_source
 from kdcore.exports.measuring import cpu_name
 from kdcore.measure import evaluate
 from kdcore.measure.cost import device_name
@@ -34,10 +34,6 @@ from kdcore.spec import BenchmarkSpec, ExportOptions, Preprocessing, Student, Tr
 
 log = logging.getLogger("kdcore")
 
-WARM_UP = 5
-MOST_RUNS = 200
-LATENCY_S = 1.0
-"""The time of one latency's runs: as many as fit, at least WARM_UP, at most MOST_RUNS; as in `exports/child.py`."""
 IMAGES = 64
 """Random images with which files of other formats are calibrated and tried."""
 PLAIN = "safetensors"
@@ -142,23 +138,15 @@ def _in_this_process(
 
 
 def latency_of(run: Callable[[Tensor], object], images: Tensor, where: torch.device) -> dict[str, float]:
-    """Return the percentiles of the time of one run in ms, of images that are on the device already."""
+    """Return the percentiles of the time of one run in ms, of images that are on the device already: as the child
+    takes them of a file."""
 
-    def timed() -> float:
-        began = time.perf_counter()
+    def to_end() -> None:
         run(images)
         if where.type == "cuda":
             torch.cuda.synchronize(where)
-        return 1000 * (time.perf_counter() - began)
 
-    for _ in range(WARM_UP):
-        timed()
-    times, until = [timed()], time.perf_counter() + LATENCY_S
-    while len(times) < WARM_UP or (len(times) < MOST_RUNS and time.perf_counter() < until):
-        times.append(timed())
-    times.sort()
-    p50, p95 = (times[round(share * (len(times) - 1))] for share in (0.5, 0.95))
-    return {"batch": len(images), "p50_ms": round(p50, 4), "p95_ms": round(p95, 4)}
+    return child.percentiles(to_end, len(images))
 
 
 def _random(spec: BenchmarkSpec, batch: int) -> Tensor:
