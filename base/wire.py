@@ -702,7 +702,7 @@ class Figures(View):
     """The main figures of a job's result. Null is what was not measured."""
 
     accuracy: float | None
-    """Of the student; of an evaluation, of the model."""
+    """Of the student; of an evaluation, of the model; of an export, of the student that it took."""
     parameters: int | None
     bytes: int | None
     gain: float | None
@@ -733,7 +733,7 @@ class JobSummary(View):
     assistants: list[str]
     students: list[str]
     model: str | None
-    """What an evaluation measures, by the name that was sent."""
+    """What an evaluation or a benchmark measures, by the name that was sent."""
     created_by: SenderView | None
     progress: Annotated[Progress, AnyFields] | None
     queue_position: int | None

@@ -1,6 +1,6 @@
 """Run every command that the documentation shows, in order, against a real service with small jobs.
 
-    .venv/bin/python -m bench.docs [PAGE ...] [--list] [--keep FOLDER]
+    .venv/bin/python -m bench.docs [PAGE ...] [--list]
 
 A page (README.md, docs/*.md) has a fresh folder, a server of its own, and the files that its commands name: small ones,
 of random pictures and random weights. Fences of `sh` run as a script, those of `console` command by command, those of
@@ -32,7 +32,10 @@ import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, TypeVar
+from typing import TypeVar
+
+import numpy as np
+from PIL import Image
 
 from bench.processes import REPOSITORY, exit_on_sigterm
 from bench.service import embedded, open_folder
@@ -51,6 +54,9 @@ HOOK = "https://example.org/hooks/distillery"
 IMAGES = 18
 """Of each class: with a tenth held out, more than a batch."""
 CLASSES = ("daisy", "dandelion", "rose", "sunflower", "tulip")
+COUNTS = {"train": 200, "test": 100}
+"""The images of cifar100.npz."""
+MOBILENET = "torchvision/mobilenet_v3_small"
 
 
 T = TypeVar("T")
@@ -435,7 +441,6 @@ def make_programs(folder: Path) -> None:
 
 def make_inputs(folder: Path) -> None:
     """Write the files that pages name: small, of random pictures and random weights."""
-    import numpy as np
     import torch
     from safetensors.torch import save_file
 
@@ -475,30 +480,24 @@ def make_inputs(folder: Path) -> None:
     weights = models.build(MOBILENET, 100, 3).state_dict()
     save_file(weights, folder / "mobilenet.safetensors", {"distillery": json.dumps(facts)})
     _write_onnx(folder / "teacher.onnx", rng.normal(size=(3, len(CLASSES))).astype("float32"))
-    documents = {
+    documents: dict[str, object] = {
         "map.json": {name: number for number, name in enumerate(CLASSES)},
         "job.json": {
             **{"dataset": "flowers", "student": "convnet4", "method": "kd"},
-            "training": {"epochs": 1, "augmentation": "none"},
+            "training": {"epochs": 2, "augmentation": "none"},
         },
     }
     for name, document in documents.items():
         (folder / name).write_text(json.dumps(document))
 
 
-COUNTS = {"train": 200, "test": 100}
-MOBILENET = "torchvision/mobilenet_v3_small"
-
-
-def _jpeg(rng: "np.random.Generator", height: int = 64, width: int = 80) -> bytes:  # type: ignore[name-defined]  # noqa: F821
-    from PIL import Image
-
+def _jpeg(rng: np.random.Generator, height: int = 64, width: int = 80) -> bytes:
     content = io.BytesIO()
     Image.fromarray(rng.integers(0, 256, (height, width, 3), "uint8")).save(content, "JPEG")
     return content.getvalue()
 
 
-def _write_onnx(path: Path, weights: "np.ndarray") -> None:  # type: ignore[name-defined]  # noqa: F821
+def _write_onnx(path: Path, weights: np.ndarray) -> None:
     """Write a network that looks at the mean colour of an image."""
     from onnx import TensorProto, helper, numpy_helper, save
 
@@ -523,7 +522,7 @@ def read_pages(names: Sequence[str], repository: Path = REPOSITORY) -> dict[str,
     return pages
 
 
-def main(output: IO[str] = sys.stdout) -> int:
+def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.docs", description=__doc__.splitlines()[0])
     parser.add_argument("pages", nargs="*", metavar="PAGE", default=PAGES)
     parser.add_argument("--list", action="store_true", help="run nothing: print the commands")
@@ -535,14 +534,14 @@ def main(output: IO[str] = sys.stdout) -> int:
     pages = read_pages(arguments.pages)
     if arguments.list:
         for command in (one for of_page in pages.values() for one in of_page):
-            print(f"{command.place:26} {command.reason or 'runs'}\n    {command.text.splitlines()[0]}", file=output)
+            print(f"{command.place:26} {command.reason or 'runs'}\n    {command.text.splitlines()[0]}")
         return 0
     totals = [0, 0, 0]
     for page, of_page in pages.items():
         if of_page:
             with tempfile.TemporaryDirectory(prefix="distillery-docs-") as name:
                 totals = [sum(pair) for pair in zip(totals, run_page(page, of_page, Path(name)), strict=True)]
-    print(f"{totals[0]} commands ran, {totals[1]} cannot run here, {totals[2]} failed", file=output)
+    print(f"{totals[0]} commands ran, {totals[1]} cannot run here, {totals[2]} failed")
     return 1 if totals[2] else 0
 
 

@@ -91,9 +91,7 @@ def make_jobs(url: str) -> None:
                 {**TEACHER, "name": "too long for its deadline", "training": {"epochs": 9_000}, "scheduling": late},
             ),
         )
-        sent(
-            http, "/v1/benchmarks", {"architecture": "convnet4", "channels": 1, "image_size": [8, 8], "export": EXPORTS}
-        )
+        sent(http, "/v1/benchmarks", {"architecture": "convnet4", "channels": 1, "image_size": 8, "export": EXPORTS})
         labels = {"study": "demo"}
         spec = {**student_spec(teacher["id"], 0), "export": EXPORTS, "quantization": {"aware": True}, "labels": labels}
         student = ended(http, sent(http, "/v1/jobs", spec))

@@ -8,10 +8,11 @@ arXiv:1712.05877, sections 2.1 and 3:
     weights       s8, symmetric, one scale an output channel:  s = max |w| / 127
     gradients     as if nothing were rounded (straight through); 0 outside of the range
 
-This is what onnxruntime's static quantisation in QDQ form makes of an exported network (u8 activations, s8 weights per
-channel), and tensors are rounded at the same places: where a convolution, a linear layer, a sum, a product or a pooling
-reads them, after the batch norm and the activation before it. A convolution's weights are rounded before its batch norm
-is folded into them, which gives the same integers: the norm scales a whole output channel, and so its largest weight.
+This is what onnxruntime's static quantisation in QDQ form makes of an exported network: u8 activations, s8 weights per
+channel. Tensors are rounded at the same places, where a convolution, a linear layer, a sum, a product, a pooling or a
+norm reads them. A batch norm and an activation behind a convolution belong to it, and read nothing rounded. Weights are
+rounded before their batch norm is folded into them, which gives the same integers: the norm scales a whole output
+channel, and so its largest weight.
 
 Ranges of activations are those of the first images, averaged over batches, and follow the training as a moving average
 of each batch's smallest and largest value (section 3.1). The network stays in eval mode: its batch norms keep the
@@ -47,11 +48,13 @@ _READERS = {
     **dict.fromkeys(("add", "add_"), "add"),
     **dict.fromkeys(("mul", "mul_"), "mul"),
     **dict.fromkeys(("cat", "concat", "concatenate"), "cat"),
+    "batch_norm": "batch_norm",
+    **dict.fromkeys(("layer_norm", "group_norm"), "norm"),
     **dict.fromkeys(("adaptive_avg_pool2d", "avg_pool2d", "max_pool2d", "mean"), "pool"),
     **dict.fromkeys(("hardswish", "hardsigmoid", "silu", "sigmoid", "gelu", "tanh", "leaky_relu", "elu"), "activation"),
 }
 """The functions of torch that read rounded tensors, by name. A ReLU is not among them: it is computed on integers, with
-the convolution or sum before it."""
+the convolution or sum before it; nor is a batch norm behind a convolution, into which it is folded."""
 _WITH_WEIGHT = ("conv", "linear")
 _OF_TWO = ("add", "mul")
 _IN_PLACE: dict[str, Callable[..., Tensor]] = {"add_": torch.add, "mul_": torch.mul}
@@ -63,11 +66,13 @@ _OPERATORS = {
     "Add": "add",
     "Mul": "mul",
     "Concat": "cat",
+    "BatchNormalization": "batch_norm",
+    **dict.fromkeys(("LayerNormalization", "GroupNormalization"), "norm"),
     **dict.fromkeys(("GlobalAveragePool", "AveragePool", "MaxPool", "ReduceMean"), "pool"),
     **dict.fromkeys(("HardSwish", "HardSigmoid", "Sigmoid", "Gelu", "Tanh", "LeakyRelu", "Elu"), "activation"),
 }
 """The operators of ONNX that a reader becomes."""
-_SAME_VALUES = ("Flatten", "Identity", "Reshape", "Squeeze", "Unsqueeze")
+_SAME_VALUES = ("Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze")
 """Operators whose output has the range of their input."""
 
 Range = Mapping[str, Any]
@@ -95,6 +100,8 @@ class FakeQuantization(TorchFunctionMode):
         self._calls = Counter[str]()
         self._at = 0
         self._rounded: Any = WeakIdKeyDictionary()
+        self._convolved: Any = WeakIdKeyDictionary()
+        """The outputs of convolutions."""
 
     def ranges(self) -> list[Range]:
         """Return the ranges as plain data, from which an equal one is made."""
@@ -121,12 +128,13 @@ class FakeQuantization(TorchFunctionMode):
                 return network(images)
         finally:
             self._rounded.clear()
+            self._convolved.clear()
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         kind = _READERS.get(func.__name__)
-        if kind is None:
+        if kind is None or (kind == "batch_norm" and args[0] in self._convolved):
             return func(*args, **(kwargs or {}))
         given = list(args)
         if kind == "cat":
@@ -137,11 +145,14 @@ class FakeQuantization(TorchFunctionMode):
             given[:2] = self._inputs(kind, given[:2])
         else:
             given[:1] = self._inputs(kind, given[:1])
-            if kind in _WITH_WEIGHT and self._batches is None:
+            if kind in _WITH_WEIGHT and len(given) > 1 and self._batches is None:
                 given[1] = rounded_weight(given[1])
         if func.__name__ in _IN_PLACE:
             return args[0].copy_(_IN_PLACE[func.__name__](*given, **(kwargs or {})))
-        return func(*given, **(kwargs or {}))
+        result = func(*given, **(kwargs or {}))
+        if kind == "conv":
+            self._convolved[result] = True
+        return result
 
     def _inputs(self, kind: str, tensors: list[Tensor]) -> list[Tensor]:
         number = self._calls[kind]

@@ -55,9 +55,10 @@ VALUE = 300
 def summary_of(spec: Mapping[str, Any], resolved: Mapping[str, Any]) -> dict[str, Any]:
     """Return what a list shows of a job's spec: the names of data and networks, as far as the client gave them."""
     given = spec.get("dataset")
+    measured = next((one for field in ("model", "architecture") if isinstance(one := spec.get(field), str)), None)
     return {
         "dataset": _cut(given.get("source") if isinstance(given, Mapping) else given),
-        "model": _cut(spec["model"]) if isinstance(spec.get("model"), str) else None,
+        "model": _cut(measured),
         **{
             several: [name for one in _networks(resolved.get(field))[:SHOWN_NAMES] if (name := _cut(_shown(one)))]
             for field, several in (("teacher", "teachers"), ("assistants", "assistants"), ("student", "students"))
@@ -66,8 +67,8 @@ def summary_of(spec: Mapping[str, Any], resolved: Mapping[str, Any]) -> dict[str
 
 
 def figures_of(result: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a list shows of a job's result: an evaluation has measured one model, any other job up to three."""
-    student = result.get("student") or result
+    """Return what a list shows of a job's result: a distillation has measured up to three models, others one."""
+    student = result.get("student") or result.get("measured") or result
     others = {name: (result.get(name) or {}).get("accuracy") for name in ("teacher", "alone")}
     return {
         "accuracy": student.get("accuracy"),

@@ -1,6 +1,6 @@
 // The page: which view the address names, the list of jobs, and the form for a key.
 
-import { age, bar, h, json, key, listedModels, method, percent, pill, points, Problem, repeatedly, request, short, shownDataset, show, waitingText } from "./common.js";
+import { age, bar, h, json, key, listedModels, method, percent, pill, points, Problem, repeatedly, request, short, shownDataset, show, title, waitingText } from "./common.js";
 import { jobPage } from "./job.js";
 import { registeredOnePage, registeredPage } from "./registered.js";
 import { submitPage } from "./submit.js";
@@ -70,8 +70,8 @@ function listPage(sent, signal) {
   const chosen = [...filters].map(([name, value]) => h("span", { class: "pill" }, `${name} ${value}`));
   const all = chosen.length > 0 && h("a", { href: "#/" }, "all jobs");
   const heading = h("div", { class: "heading" }, h("h1", null, "Jobs"), chosen, all, summary);
-  const notice = h("p", { class: "notice", role: "alert" }, unknown.length
-    ? `No list has the filter ${unknown.join(", ")}: all jobs are shown that match the others. Filters are ${FILTERS.join(", ")}.` : "");
+  const leftOut = unknown.length > 0 && `No list has the filter ${unknown.join(", ")}, so it is left out. Filters are ${FILTERS.join(", ")}.`;
+  const notice = h("p", { class: "notice", role: "alert" }, leftOut);
   const others = kinds(filters);
   main.append(heading, others, notice, table, empty);
   const rows = new Map();
@@ -86,12 +86,12 @@ function listPage(sent, signal) {
       draw(data, next);
     } catch (error) {
       if (signal.aborted) return;
-      showError(error);
       // A value that no filter takes: the next poll would be refused, too.
       wrong = error.status === 422;
+      showError(wrong ? null : error);
       if (wrong) {
-        notice.textContent = (error.body.errors || []).map(({ pointer, message }) => `${pointer.replace("?", "")}: ${message}`).join("; ") || error.message;
-        heading.hidden = false;
+        const faults = (error.body.errors || []).map(({ pointer, message }) => `${pointer.replace("?", "")}: ${message}.`).join(" ") || error.message;
+        notice.replaceChildren([faults, leftOut].filter(Boolean).join(" "));
       }
     }
   }
@@ -137,7 +137,7 @@ function cells(job) {
     h("td", null, pill(job), h("span", { class: "waiting", title: job.waiting?.message }, waitingText(job)),
       job.warning_count > 0 && h("span", { class: "warned" }, warnedText(job.warning_count)), bar(job)),
     h("td", null,
-      h("a", { class: "name", href: `#/jobs/${job.id}` }, job.name || job.id),
+      h("a", { class: "name", href: `#/jobs/${job.id}` }, title(job, job.model || job.students.join(" + "))),
       h("div", { class: "models" }, [listedModels(job), shownDataset(job.dataset), job.kind !== "distillation" && job.kind].filter(Boolean).join(", ")),
       labels(job)),
     h("td", { class: "wide" }, method(job)),

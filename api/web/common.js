@@ -170,6 +170,9 @@ export function listedModels(job) {
   return [job.teachers, job.assistants, job.students].map(joined).filter(Boolean).join(" → ");
 }
 
+/** The name of a job; without one what it is of, which is nothing new of a distillation. */
+export const title = ({ name, kind, id }, network) => name || (kind !== "distillation" && network ? `${kind} of ${network}` : id);
+
 /** The job whose student an export or a benchmark takes. */
 export const parent = (job) => (typeof job.spec.job === "string" ? job.spec.job : null);
 

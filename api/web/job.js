@@ -2,7 +2,7 @@
 
 import {
   age, bar, bytes, clock, count, dataset, displayName, duration, h, json, method, models, parent, percent, pill, repeatedly, request, show,
-  teacherCheck, TERMINAL, warningTexts,
+  teacherCheck, TERMINAL, title, warningTexts,
 } from "./common.js";
 import { chart } from "./chart.js";
 import { filesBox } from "./files.js";
@@ -97,7 +97,7 @@ export function jobPage(main, id, signal, showError) {
   }
 
   function draw() {
-    document.title = `${job.name || job.id} · ${job.status} · Distillery`;
+    document.title = `${named()} · ${job.status} · Distillery`;
     show(head, [job.status, job.phase, job.requested, job.progress, job.waiting, job.name, job.teacher_check, job.warnings.length, age(job.created_at)], header);
     failure.hidden = !job.error;
     if (job.error) show(failure, job.error, failureText);
@@ -129,6 +129,8 @@ export function jobPage(main, id, signal, showError) {
     drawResult();
   }
 
+  const named = () => title(job, models(job).split(" → ").at(-1));
+
   function header() {
     const p = job.progress || {};
     const facts = [
@@ -144,7 +146,7 @@ export function jobPage(main, id, signal, showError) {
       `submitted ${age(job.created_at)}`,
     ];
     return [
-      h("div", { class: "line" }, h("h1", null, job.name || job.id), pill(job),
+      h("div", { class: "line" }, h("h1", null, named()), pill(job),
         h("div", { class: "verbs" },
           ACTIONS.filter(({ verb, when }) => job.allowed_actions.includes(verb) && (!when || when(job))).map(button),
           job.kind === "distillation" && h("a", { class: "button", href: `#/submit?from=${encodeURIComponent(job.id)}` }, "Again with changes"))),

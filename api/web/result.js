@@ -1,7 +1,7 @@
 // What a job has found: the verdict with its intervals, the models side by side, evaluations, exports, benchmarks.
 
 import {
-  bytes, count, displayName, duration, h, percent, points, range, short, svg, teacherCheck, TERMINAL,
+  bytes, count, displayName, duration, h, percent, points, range, short, svg, TERMINAL,
 } from "./common.js";
 
 /** The part of a job's page with its result, by the kind of the job. */
@@ -26,6 +26,7 @@ function report(job, data) {
   const row = (name, value, kind) => h("tr", { class: kind }, h("th", { scope: "row" }, name),
     columns.map(([, model, css]) => h("td", { class: `number ${css}` }, model ? value(model) : "–")));
   const check = !teacher && job.teacher_check;
+  if (!student && !check && TERMINAL.includes(job.status)) return [h("p", null, noReport(job)), dataFacts(data, images)];
   const further = Object.fromEntries(Object.entries(others || {}).filter(([name]) => !(proof && /-seed-\d+$/.test(name))));
   return [
     student && figures(proof, gain),
@@ -203,7 +204,6 @@ function otherModels(others) {
 }
 
 const noReport = (job) => h("span", { class: "quiet" },
-  job.teacher_check && `Before the training, the teacher has ${teacherCheck(job.teacher_check)}. `,
   TERMINAL.includes(job.status)
     ? "This job ended before its models were measured."
     : "The report appears here when the models have been measured on the test images.");

@@ -66,15 +66,18 @@ def _latency(run: Run, inputs: Inputs, size: int, image_bytes: int) -> dict[str,
     return percentiles(partial(run, images), size)
 
 
-def percentiles(run: Callable[[], object], size: int) -> dict[str, float]:
-    """Return the latency: percentiles of the time of one run of a batch of this size, which is prepared already."""
-    _times(run, 1, WARM_UP)
-    times = sorted(_times(run, FEWEST_RUNS, MOST_RUNS))
+def percentiles(
+    run: Callable[[], object], size: int, after_run: Callable[[int], None] = lambda _: None
+) -> dict[str, float]:
+    """Return the latency: percentiles of the time of one run of a batch of this size, which is prepared already.
+    `after_run` is called between two runs with the number of those that were measured."""
+    _times(run, 1, WARM_UP, lambda _: after_run(0))
+    times = sorted(_times(run, FEWEST_RUNS, MOST_RUNS, after_run))
     p50, p95 = (times[round(share * (len(times) - 1))] for share in (0.5, 0.95))
     return {"batch": size, "p50_ms": round(p50, 4), "p95_ms": round(p95, 4)}
 
 
-def _times(run: Callable[[], object], fewest: int, most: int) -> list[float]:
+def _times(run: Callable[[], object], fewest: int, most: int, after_run: Callable[[int], None]) -> list[float]:
     """Return the milliseconds of runs: as many as fit in LATENCY_S, within these numbers."""
     times: list[float] = []
     began = time.perf_counter()
@@ -82,6 +85,7 @@ def _times(run: Callable[[], object], fewest: int, most: int) -> list[float]:
         before = time.perf_counter()
         run()
         times.append(1000 * (time.perf_counter() - before))
+        after_run(len(times))
     return times
 
 

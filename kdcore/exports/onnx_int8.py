@@ -32,6 +32,9 @@ log = logging.getLogger("kdcore")
 
 BATCH = 32
 _WITH_WEIGHTS = ("Conv", "Gemm", "MatMul")
+_FLOAT = ("LayerNormalization", "InstanceNormalization", "BatchNormalization", "Softmax")
+"""Operators that stay float: they have few numbers to compute, and rounding costs a transformer much. Measured on
+timm's `test_vit`, untrained: 62 % of answers kept with all of onnxruntime's operators, 75 % without these."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +84,7 @@ def _prepare(source: Path, target: Path) -> None:
 def _quantize(source: Path, target: Path, student: Deliverable, options: ExportOptions, images: Images) -> None:
     import onnx
     from onnxruntime import quantization
+    from onnxruntime.quantization.registry import QDQRegistry, QLinearOpsRegistry
 
     model = onnx.load(source)
     quantization.quantize_static(
@@ -91,6 +95,7 @@ def _quantize(source: Path, target: Path, student: Deliverable, options: ExportO
         activation_type=quantization.QuantType.QUInt8,
         weight_type=quantization.QuantType.QInt8,
         per_channel=True,
+        op_types_to_quantize=sorted({*QDQRegistry, *QLinearOpsRegistry} - {*_FLOAT}),
         nodes_to_exclude=_after_logits(model) if student.members > 1 else [],
         calibrate_method=quantization.CalibrationMethod.MinMax,
         calibration_providers=["CPUExecutionProvider"],

@@ -75,7 +75,7 @@ def run_benchmark(spec: BenchmarkSpec, workspace: Workspace) -> dict[str, Any]:
             seconds_remaining=None,
         )
         if name == PLAIN:
-            files.append(_in_this_process(spec, network, where, threads, report["bytes"]))
+            files.append(_in_this_process(spec, network, where, threads, report["bytes"], workspace))
         else:
             files.append(_as_file(spec, name, network, workspace))
     report["files"] = files
@@ -115,12 +115,20 @@ def multiplications(network: nn.Module, channels: int, image_size: tuple[int, in
 
 @torch.no_grad()
 def _in_this_process(
-    spec: BenchmarkSpec, network: nn.Module, where: torch.device, threads: int, size: int
+    spec: BenchmarkSpec, network: nn.Module, where: torch.device, threads: int, size: int, workspace: Workspace
 ) -> dict[str, Any]:
     """Return the row of the network as PyTorch runs it on the device."""
     network = network.to(where)
+
+    def after_run(runs: int) -> None:
+        if workspace.stop_requested:
+            sys.exit(EXIT_STOPPED)
+        workspace.lines.working(runs, child.MOST_RUNS)
+
     with kernels.paused():
-        latency = [latency_of(network, _random(spec, batch).to(where), where) for batch in (1, spec.batch_size)]
+        latency = [
+            latency_of(network, _random(spec, batch).to(where), where, after_run) for batch in (1, spec.batch_size)
+        ]
     network.cpu()
     return {
         "name": None,
@@ -137,8 +145,13 @@ def _in_this_process(
     }
 
 
-def latency_of(run: Callable[[Tensor], object], images: Tensor, where: torch.device) -> dict[str, float]:
-    """Return the percentiles of the time of one run in ms, of images that are on the device already: as the child
+def latency_of(
+    run: Callable[[Tensor], object],
+    images: Tensor,
+    where: torch.device,
+    after_run: Callable[[int], None] = lambda _: None,
+) -> dict[str, float]:
+    """Return the percentiles of the time of one run in ms, of images that are on the device already: as `child.py`
     takes them of a file."""
 
     def to_end() -> None:
@@ -146,7 +159,7 @@ def latency_of(run: Callable[[Tensor], object], images: Tensor, where: torch.dev
         if where.type == "cuda":
             torch.cuda.synchronize(where)
 
-    return child.percentiles(to_end, len(images))
+    return child.percentiles(to_end, len(images), after_run)
 
 
 def _random(spec: BenchmarkSpec, batch: int) -> Tensor:

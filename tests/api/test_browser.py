@@ -540,6 +540,8 @@ def test_job_page_of_a_single_seed_has_the_intervals_over_images(
     shown = " ".join(browser.value("document.querySelector('.result').innerText").split())
     assert shown.startswith("Gap closed 50 % 95 % interval 31 % to 72 % alone teacher Gain over the student alone +5.0")
     assert browser.value("document.getElementById('service').textContent") == ""
+    browser.open(address, 1200, "50 %")
+    assert "NaN" not in browser.value("document.querySelector('.jobs').innerText")
 
 
 def test_job_page_of_a_job_that_gained_nothing_states_no_gap(
@@ -623,7 +625,8 @@ def test_job_page_makes_files_and_shows_them_beside_the_others(
     assert f"convnet32 → convnet8 export of the job {job['id']}" in shown
     assert "Weights best epoch, of the finished job Accuracy 90.0 % 95 % interval 86.0 % to 93.0 %" in shown
     assert "Again with changes" not in shown and "Make files" not in shown
-    browser.open(f"{address}/#/?kind=export", 1200, export["id"])
+    browser.open(f"{address}/#/?kind=export", 1200, "export of convnet8")
+    assert "90.0 %" in browser.value("document.querySelector('.jobs').innerText")
 
 
 def test_job_page_shows_the_data_and_the_teacher_before_the_training_ends(

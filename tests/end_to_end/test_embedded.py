@@ -103,6 +103,10 @@ def test_submitted_job_gives_a_student_that_loads_in_plain_pytorch(server, disti
         "model_card.zip",
     }  # fmt: skip
     assert hashlib.sha256(checkpoint.content).hexdigest() == artifacts["student.safetensors"]["sha256"]
+    [file] = report["files"]
+    assert (file["name"], file["sha256"]) == ("student.safetensors", artifacts["student.safetensors"]["sha256"])
+    assert (file["accuracy"], file["agreement"]) == (pytest.approx(report["student"]["accuracy"]), 1.0)
+    assert file["refused"] is None and file["peak_memory_bytes"] > 0 and len(file["latency"]) == 2
 
     path = tmp_path / "student.safetensors"
     path.write_bytes(checkpoint.content)

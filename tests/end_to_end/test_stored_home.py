@@ -105,6 +105,16 @@ def test_stored_queued_jobs_run(opened):
     assert events(server, stopped)[-1] == events(server, queued)[-1] == "succeeded"
 
 
+def test_stored_paused_job_can_be_exported_from_its_checkpoint(opened):
+    server, known = opened
+    body = {"checkpoint": "last", "export_options": {"measure": False}}
+    answer = server.post(f"/v1/jobs/{known['jobs']['paused']}/exports", body)
+    assert answer.status_code == 201, answer.text
+    result = server.ended(answer.json()["id"])["result"]
+    assert result["checkpoint"] == {"which": "last", "step": 298, "epoch": 6}
+    assert [(row["format"], row["refused"]) for row in result["files"]] == [("safetensors", None)]
+
+
 def test_stored_paused_job_is_resumed_from_its_checkpoint(opened):
     """The job was in the second of two stages. Its earlier metrics are unchanged, and every epoch is there once."""
     server, known = opened

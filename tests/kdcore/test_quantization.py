@@ -118,6 +118,23 @@ def test_fake_quantization_rounds_each_tensor_once_wherever_it_is_read():
     ]
 
 
+def test_fake_quantization_a_norm_reads_what_it_is_not_folded_into():
+    class Norms(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.after = nn.Conv2d(1, 1, 1), nn.BatchNorm2d(1)
+            self.before, self.layer = nn.BatchNorm2d(1), nn.LayerNorm(4)
+
+        def forward(self, images: Tensor) -> Tensor:
+            return self.layer(self.after(self.conv(self.before(images))))
+
+    assert read_by(measured(Norms().eval(), torch.randn(2, 1, 4, 4))) == [
+        [["batch_norm", 0, 0]],
+        [["conv", 0, 0]],
+        [["norm", 0, 0]],
+    ]
+
+
 def test_fake_quantization_measures_the_mean_extremes_of_batches_and_rounds_nothing_meanwhile():
     network, one = block(), torch.linspace(-1, 3, 64).view(1, 1, 8, 8)
     rounding = FakeQuantization()

@@ -231,6 +231,11 @@ def test_figures_of_an_evaluation_are_those_of_its_model() -> None:
     assert figures_of({"accuracy": 0.7, "parameters": 3})["accuracy"] == 0.7
 
 
+def test_list_shows_the_student_of_an_export_and_the_network_of_a_benchmark() -> None:
+    assert figures_of({"job": "job_1", "measured": {"accuracy": 0.7, "parameters": 3}})["accuracy"] == 0.7
+    assert summary_of({"architecture": "convnet4"}, {"architecture": "convnet4"})["model"] == "convnet4"
+
+
 def test_summary_and_facets_of_long_specs_are_bounded() -> None:
     several = [{"checkpoint": f"model:{'x' * 1000}{number}"} for number in range(20)]
     shown = summary_of({"dataset": "d" * 1000}, {"teacher": several, "student": {"architecture": "s"}})

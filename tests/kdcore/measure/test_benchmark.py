@@ -11,6 +11,7 @@ from kdcore import models
 from kdcore.exports import FileRow, child
 from kdcore.measure import benchmark
 from kdcore.measure.benchmark import latency_of, multiplications, run_benchmark
+from kdcore.protocol import EXIT_STOPPED
 from kdcore.spec import BenchmarkSpec
 from kdcore.spec.measured import benchmark_key, files_row
 from tests.kdcore.engine import events, workspace, write_teacher
@@ -86,6 +87,14 @@ def test_run_benchmark_runs_files_of_other_formats_on_noise_and_keeps_none(tmp_p
     assert (row["accuracy"], row["agreement"], row["images"], row["sha256"]) == (None, None, 0, None)
     assert row["device"] == {"kind": "cpu", "name": "fast"} and row["latency"][0]["p50_ms"] == 1.0
     assert sorted(path.name for path in tmp_path.glob("*.*")) == ["report.json"]
+
+
+def test_run_benchmark_stops_between_two_runs(tmp_path):
+    where, _ = workspace(tmp_path)
+    where.lines.working = lambda done, total: setattr(where, "stop_requested", True)
+    with pytest.raises(SystemExit) as ended:
+        run_benchmark(asked(), where)
+    assert ended.value.code == EXIT_STOPPED and not (tmp_path / "report.json").exists()
 
 
 def test_latency_of_takes_percentiles_of_runs_after_those_that_warm_up(monkeypatch):
