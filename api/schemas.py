@@ -460,7 +460,9 @@ class NewExport(Schema):
     )
     name: Title | None = Field(default=None, description="A name for the job.")
     labels: Labels = Field(default={})
-    strict: bool = Field(default=False, description="True: a warning is an error, warning_refused.")
+    strict: bool = Field(
+        default=False, description="True: a file that is refused fails the job, with the error warning_refused."
+    )
     scheduling: Scheduling = Field(default=Scheduling(), description="The scheduling of the job by the service.")
 
 

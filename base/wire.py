@@ -334,7 +334,7 @@ class ClassesView(TypedDict):
 
 
 class Latency(TypedDict):
-    """The time of one call with a batch of this size."""
+    """The percentiles of the time of one run of a batch, over all runs."""
 
     batch: int
     p50_ms: float
@@ -512,14 +512,6 @@ class Export(TypedDict):
     timings: NotRequired[Timings]
     computing: NotRequired[dict[str, Any]]
     warnings: list[WarningView]
-
-
-class LatencyView(TypedDict):
-    """The time of one run of a batch, over all runs."""
-
-    batch: int
-    p50_ms: float
-    p95_ms: float
 
 
 class MachineView(TypedDict):

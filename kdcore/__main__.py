@@ -23,7 +23,8 @@
 
 `run` writes one JSON object in each line: exit 0 after `done`, 1 after `error`, 75 if SIGTERM stopped it and a
 checkpoint is saved. Its spec is that of a distillation, or, with a `kind`, of a job that trains nothing: `evaluation`
-measures a model, `export` writes files of a student of a job, `benchmark` measures the speed of a network.
+measures a model, `export` writes files of a job's student, `benchmark` measures the speed of a network; `prediction`,
+which is no job, is a job's models on one image.
 `images` writes the test images of a data set, to check a student outside of the engine, or its training images, to run
 a teacher there; both in the order of their rows. It,
 `evaluate` and `inspect` print one JSON object; with --progress, lines {"progress": {"done": images, "total": images}}
@@ -70,7 +71,7 @@ from kdcore.spec import (
     parse_evaluation,
 )
 from kdcore.spec.cost import ProbeRequest
-from kdcore.spec.prediction import PredictionSpec, parse_prediction
+from kdcore.spec.prediction import PredictionSpec
 
 PROGRESS_S = 1.0
 ANSWER_BYTES = 2 << 20
@@ -348,7 +349,7 @@ PARSERS: Mapping[str, Callable[..., JobSpec | KindSpec]] = {
     "evaluation": parse_evaluation,
     "export": ExportSpec.parse,
     "benchmark": BenchmarkSpec.parse,
-    "prediction": parse_prediction,
+    "prediction": PredictionSpec.parse,
 }
 """By the field `kind` of a spec; one without it is a distillation. What runs them is in `_runner`."""
 
@@ -377,9 +378,9 @@ def _runner(spec: JobSpec | KindSpec) -> Callable[[Any, Path | None], dict[str, 
 
             return lambda workspace, _: evaluate.run_evaluation(spec, workspace)
         case ExportSpec():
-            from kdcore import exporting
+            from kdcore.exports import job
 
-            return lambda workspace, _: exporting.run_export(spec, workspace)
+            return lambda workspace, _: job.run_export(spec, workspace)
         case BenchmarkSpec():
             from kdcore.measure import benchmark
 

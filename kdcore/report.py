@@ -18,6 +18,7 @@ from kdcore.measure import evaluate, kept, teacher_check
 from kdcore.measure.findings import Findings
 from kdcore.prepare import PreparedJob
 from kdcore.spec import Trial, run_name, run_seeds
+from kdcore.spec.plan import GENERATION
 from kdcore.stored_logits import StoredLogits
 from kdcore.training import Outcome
 from kdcore.verdict import Run, verdict
@@ -45,7 +46,7 @@ def delivered(job: PreparedJob, finished: Mapping[str, Mapping[str, Outcome]]) -
     """Return the student at its best epoch; if the method delivers an ensemble, all generations at theirs."""
     if not job.spec.scheme.ensemble_is_result:
         return Delivered(finished["student"]["student"].best, 1)
-    generations = [trial for trial in job.trials if trial.name != "alone"]
+    generations = [trial for trial in job.trials if not trial.is_baseline]
     weights = {
         f"{number}.{name}": value
         for number, trial in enumerate(generations)
@@ -97,7 +98,7 @@ def build_report(
     for result in results:
         for name, row, logits_nK in _trained(job, *result, teacher_nK, logits_of, findings):
             rows[name], right[name] = row, is_right(logits_nK, labels)
-            if name == "student" or name.startswith("generation-"):
+            if name == "student" or name.startswith(GENERATION):
                 generations.append(logits_nK)
     if len(generations) > 1:
         ensemble_nK = evaluate.mean_of(generations)

@@ -1,10 +1,13 @@
-"""The documents that a job delivers beside its student: the report as a page, a model card, the curves for TensorBoard.
+"""The documents that a job delivers beside its student: the report and the spec as JSON, the report as a page, a model
+card, the curves for TensorBoard.
 
-`write` makes those that the spec asks for. Their libraries are imported here and in no engine that waits for a job.
+`write` makes the first two, and those of the others that the spec asks for. Their libraries are imported here and in no
+engine that waits for a job.
 """
 
 from __future__ import annotations
 
+import json
 import logging
 import zipfile
 from collections.abc import Callable, Mapping
@@ -15,7 +18,6 @@ from typing import Any
 from base.errors import StorageFull
 from base.files import DISK_FULL, write_text, write_whole
 from base.warning import WarningItem
-from kdcore import exports
 from kdcore.measure.curves import Curves
 from kdcore.prepare import PreparedJob, Workspace
 from kdcore.spec import Document
@@ -45,7 +47,9 @@ def write(job: PreparedJob, workspace: Workspace, summary: dict[str, Any], curve
     card: dict[str, str] = {}
     if "model_card" in asked:
         _try("model_card", workspace, summary, lambda: card.update(_card(job, workspace, summary)))
-    exports.write_documents(job, workspace, summary)
+    for name, content in (("report.json", summary), ("spec.json", job.spec.as_json())):
+        written = write_text(workspace.out / name, json.dumps(content, indent=2) + "\n")
+        workspace.announce("artifact", written, name=name, media_type="application/json")
     if card:
         _write_folder(workspace, card)
 

@@ -20,14 +20,13 @@ from base.references import STUDENT_FILE
 from base.text import shown
 from kdcore.catalog import DATASETS
 from kdcore.documents.page import MARKDOWN, environment
-from kdcore.exports import Deliverable
+from kdcore.exports import Deliverable, student_source
 from kdcore.measure import chance
 from kdcore.prepare import PreparedJob, Workspace
 from kdcore.spec import Teacher
 from kdcore.weights import published
 
-SOURCE_FILE = "student.py"
-COPIED = (STUDENT_FILE, SOURCE_FILE, "report.json", "report.html", "spec.json")
+COPIED = (STUDENT_FILE, student_source.NAME, "report.json", "report.html", "spec.json")
 """The artifacts that are copied into the folder, those of them that there are."""
 LICENCES = ("license", "licence")
 """Names of the note in a safetensors file that states its licence."""
@@ -52,7 +51,7 @@ class Origin:
 def texts(job: PreparedJob, workspace: Workspace, report: Mapping[str, Any]) -> dict[str, str]:
     """Return the card's own files by name."""
     origins = [origin(teacher, workspace) for teacher in job.spec.teachers]
-    files = [name for name in (STUDENT_FILE, SOURCE_FILE) if (workspace.out / name).is_file()]
+    files = [name for name in (STUDENT_FILE, student_source.NAME) if (workspace.out / name).is_file()]
     student = Deliverable.of(job.spec, job.data.facts, {}, {})
     facts = {name: value for name, value in student.facts.items() if name not in ("metrics", "spec")}
     config = {"library": "distillery", **facts, "temperature": report["student"].get("temperature")}
@@ -97,7 +96,7 @@ def readme(report: Mapping[str, Any], spec: Mapping[str, Any], origins: Sequence
             names=report["dataset"]["class_names"],
             most_names=NAMES,
             methods=_methods(spec),
-            has_source=SOURCE_FILE in files,
+            has_source=student_source.NAME in files,
         )
     )
     return f"---\n{head}\n---\n\n{text}"

@@ -27,6 +27,7 @@ from kdcore.data.images import Images
 from kdcore.documents import drawing
 from kdcore.measure import chance
 from kdcore.measure.curves import Curve, Curves
+from kdcore.spec.plan import FURTHER_SEED
 
 PICTURE_SIDE = 96
 """Pictures are made smaller if they have more pixels."""
@@ -42,8 +43,6 @@ CHARTS = (
     ("train/distillation_loss", "Distillation loss", ""),
 )
 MARKDOWN = "card.md.jinja"
-FURTHER_SEED = "-seed-"
-"""In the names of the runs of further seeds: `student-seed-1`."""
 MODELS = {"teacher": "teacher", "student": "student", "alone": "student alone"}
 PHASES = {
     "imports": "before its start: imports",

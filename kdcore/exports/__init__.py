@@ -1,4 +1,4 @@
-"""The files that a job delivers: those of its student, each measured after it was written, its report and its spec.
+"""The files of a student that a job delivers, each measured after it was written.
 
 `shipping.py` writes, measures and announces them, and reads top to bottom; a module for each format is behind the
 interface `Exporter`.
@@ -6,7 +6,7 @@ interface `Exporter`.
 
 from kdcore.exports.exporter import CannotExport, Deliverable, Exporter, FileRow
 from kdcore.exports.int8 import int8_table
-from kdcore.exports.shipping import EXPORTERS, make, ship, write_documents, write_students
+from kdcore.exports.shipping import EXPORTERS, make, ship, write_students
 
 __all__ = [
     "EXPORTERS",
@@ -17,6 +17,5 @@ __all__ = [
     "int8_table",
     "make",
     "ship",
-    "write_documents",
     "write_students",
 ]

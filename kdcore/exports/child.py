@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import resource
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any, BinaryIO
 
 Request = dict[str, Any]
@@ -34,12 +36,11 @@ def main(request: Request) -> None:
     answers, questions = _own_streams()
     _limit_memory(request["memory_bytes"])
     version, inputs, run = RUNTIMES[request["runtime"]](request)
-    shape = request["shape"]
-    latency = [_latency(run, inputs, size, shape) for size in request["batch_sizes"]]
+    image_bytes = math.prod(request["shape"])
+    latency = [_latency(run, inputs, size, image_bytes) for size in request["batch_sizes"]]
     found = {"version": version, "latency": latency, "peak_memory_bytes": _peak_bytes()}
     answers.write(json.dumps(found).encode() + b"\n")
     answers.flush()
-    image_bytes = shape[0] * shape[1] * shape[2]
     while count := int.from_bytes(questions.read(4), "little"):
         pixels = bytearray(questions.read(count * image_bytes))
         answers.write(run(inputs(pixels, count)))
@@ -60,24 +61,31 @@ def _limit_memory(most: int) -> None:
         resource.setrlimit(resource.RLIMIT_DATA, (allowed, allowed))
 
 
-def _latency(run: Run, inputs: Inputs, size: int, shape: list[int]) -> dict[str, float]:
-    """Return the percentiles of the time of one run, of a batch that is prepared already."""
-    given = inputs(bytearray(os.urandom(size * shape[0] * shape[1] * shape[2])), size)
-    _times(run, given, 1, WARM_UP)
-    times = _times(run, given, FEWEST_RUNS, MOST_RUNS)
-    times.sort()
+def _latency(run: Run, inputs: Inputs, size: int, image_bytes: int) -> dict[str, float]:
+    images = inputs(bytearray(os.urandom(size * image_bytes)), size)
+    return percentiles(partial(run, images), size)
+
+
+def percentiles(
+    run: Callable[[], object], size: int, after_run: Callable[[int], None] = lambda _: None
+) -> dict[str, float]:
+    """Return the latency: percentiles of the time of one run of a batch of this size, which is prepared already.
+    `after_run` is called between two runs with the number of those that were measured."""
+    _times(run, 1, WARM_UP, lambda _: after_run(0))
+    times = sorted(_times(run, FEWEST_RUNS, MOST_RUNS, after_run))
     p50, p95 = (times[round(share * (len(times) - 1))] for share in (0.5, 0.95))
     return {"batch": size, "p50_ms": round(p50, 4), "p95_ms": round(p95, 4)}
 
 
-def _times(run: Run, given: Any, fewest: int, most: int) -> list[float]:
+def _times(run: Callable[[], object], fewest: int, most: int, after_run: Callable[[int], None]) -> list[float]:
     """Return the milliseconds of runs: as many as fit in LATENCY_S, within these numbers."""
     times: list[float] = []
     began = time.perf_counter()
     while len(times) < fewest or (len(times) < most and time.perf_counter() - began < LATENCY_S):
         before = time.perf_counter()
-        run(given)
+        run()
         times.append(1000 * (time.perf_counter() - before))
+        after_run(len(times))
     return times
 
 

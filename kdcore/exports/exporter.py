@@ -183,11 +183,11 @@ class FileRow:
     """Resident, of a process that loads the file and runs these batches, with Python and the runtime."""
     quantization: Quantized | None = None
     refused: Mapping[str, str] | None = None
-    """`code` and `message` if the file is not delivered."""
+    """`code`, `message` and `hint` if the file is not delivered."""
 
-    def but_refused(self, code: str, message: str) -> FileRow:
+    def but_refused(self, code: str, message: str, hint: str) -> FileRow:
         """Return the row of a file that is not delivered."""
-        return replace(self, refused={"code": code, "message": message})
+        return replace(self, refused={"code": code, "message": message, "hint": hint})
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self) | {"latency": [dict(one) for one in self.latency]}

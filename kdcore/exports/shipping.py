@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -28,12 +27,14 @@ EXPORTERS: dict[ExportFormat, Exporter] = {
     "openvino": openvino.OpenVino(),
 }
 UNAVAILABLE, MISMATCH = "export_unavailable", "export_mismatch"
-HINTS = {
-    UNAVAILABLE: "install the extra of that format on the workers (docs/shipping.md) and export again, or take another "
-    "format",
-    MISMATCH: "for int8: more export_options.calibration_images, training for it with quantization, or a larger "
-    "export_options.tolerance",
-}
+TO_INSTALL = (
+    "install the extra of that format on the workers (docs/shipping.md) and export again, or take another format"
+)
+TO_EXPORT_OTHERWISE = "take another format"
+TO_LOSE_LESS = (
+    "for int8: more export_options.calibration_images, training for it with quantization, or a larger "
+    "export_options.tolerance"
+)
 
 
 def write_students(
@@ -66,13 +67,6 @@ def write_students(
 def _write_weights(student: Deliverable, name: str, workspace: Workspace) -> None:
     written = write_whole(workspace.out / name, lambda path: safetensors.write(student, path))
     workspace.announce("artifact", written, name=name, media_type=safetensors.Safetensors.media_type)
-
-
-def write_documents(job: PreparedJob, workspace: Workspace, summary: Mapping[str, Any]) -> None:
-    """Write the report and the resolved spec."""
-    for name, content in (("report.json", summary), ("spec.json", job.spec.as_json())):
-        written = write_text(workspace.out / name, json.dumps(content, indent=2) + "\n")
-        workspace.announce("artifact", written, name=name, media_type="application/json")
 
 
 def ship(
@@ -109,8 +103,7 @@ def _shipped(
         workspace.announce("artifact", written, name=exporter.file, media_type=exporter.media_type)
     else:
         path.unlink(missing_ok=True)
-        hint = HINTS[row.refused["code"]]
-        workspace.warn(WarningItem(row.refused["code"], "/export", row.refused["message"], hint))
+        workspace.warn(WarningItem(row.refused["code"], "/export", row.refused["message"], row.refused["hint"]))
     return row
 
 
@@ -124,14 +117,14 @@ def make(exporter: Exporter, student: Deliverable, options: ExportOptions, data:
     )
     if absent := missing(exporter.format):
         text = f"{exporter.file} cannot be made: {', '.join(absent)} is not installed on this worker"
-        return row.but_refused(UNAVAILABLE, text)
+        return row.but_refused(UNAVAILABLE, text, TO_INSTALL)
     try:
         written = write_whole(
             workspace.out / exporter.file, lambda to: exporter.write(student, to, options, data.train)
         )
     except CannotExport as error:
         text = f"{exporter.file} cannot be made of {student.architecture}: {error}"
-        return row.but_refused(UNAVAILABLE, text)
+        return row.but_refused(UNAVAILABLE, text, TO_EXPORT_OTHERWISE)
     row = replace(row, bytes=written.bytes, sha256=written.sha256)
     if not options.measure:
         return row
@@ -151,7 +144,7 @@ def _measured(row: FileRow, student: Deliverable, options: ExportOptions, data: 
     try:
         found = measuring.measure(row.runtime, path, source, student, options, data.test, workspace.lines.working)
     except measuring.FileFailed as error:
-        return row.but_refused(MISMATCH, f"{row.runtime} cannot run {row.name}: {error}")
+        return row.but_refused(MISMATCH, f"{row.runtime} cannot run {row.name}: {error}", TO_EXPORT_OTHERWISE)
     row = replace(
         row,
         runtime=f"{row.runtime} {found.version}",
@@ -165,11 +158,12 @@ def _measured(row: FileRow, student: Deliverable, options: ExportOptions, data: 
     )
     if row.quantization is None and not found.difference <= measuring.NUMERIC_TOLERANCE:
         text = f"{row.name} does not compute what the student does: its logits differ by {found.difference:.2g} of the "
-        return row.but_refused(MISMATCH, f"{text}largest one, and rounding explains {measuring.NUMERIC_TOLERANCE:g}")
+        text += f"largest one, and rounding explains {measuring.NUMERIC_TOLERANCE:g}"
+        return row.but_refused(MISMATCH, text, TO_EXPORT_OTHERWISE)
     if found.accuracy < expected.accuracy - options.tolerance:
         text = f"{row.name} is right on {found.accuracy:.1%} of the test images and the student on "
         text += (
             f"{expected.accuracy:.1%}: the difference is more than export_options.tolerance, {options.tolerance:.1%}"
         )
-        return row.but_refused(MISMATCH, text)
+        return row.but_refused(MISMATCH, text, TO_LOSE_LESS)
     return row

@@ -23,7 +23,7 @@ from kdcore import device as devices
 from kdcore import kernels, models, programs, weights
 from kdcore.catalog import DatasetFacts
 from kdcore.data.images import Data, Images
-from kdcore.exports import EXPORTERS, Deliverable, make, student_source
+from kdcore.exports import EXPORTERS, Deliverable, child, make, student_source
 from kdcore.exports.measuring import cpu_name
 from kdcore.measure import evaluate
 from kdcore.measure.cost import device_name
@@ -34,10 +34,6 @@ from kdcore.spec import BenchmarkSpec, ExportOptions, Preprocessing, Student, Tr
 
 log = logging.getLogger("kdcore")
 
-WARM_UP = 5
-MOST_RUNS = 200
-LATENCY_S = 1.0
-"""The time of one latency's runs: as many as fit, at least WARM_UP, at most MOST_RUNS; as in `exports/child.py`."""
 IMAGES = 64
 """Random images with which files of other formats are calibrated and tried."""
 PLAIN = "safetensors"
@@ -127,7 +123,7 @@ def _in_this_process(
     def after_run(runs: int) -> None:
         if workspace.stop_requested:
             sys.exit(EXIT_STOPPED)
-        workspace.lines.working(runs, MOST_RUNS)
+        workspace.lines.working(runs, child.MOST_RUNS)
 
     with kernels.paused():
         latency = [
@@ -155,26 +151,15 @@ def latency_of(
     where: torch.device,
     after_run: Callable[[int], None] = lambda _: None,
 ) -> dict[str, float]:
-    """Return the percentiles of the time of one run in ms, of images that are on the device already. `after_run` is
-    called between two runs with the number of those that were measured: a run of a large network takes long."""
+    """Return the percentiles of the time of one run in ms, of images that are on the device already: as `child.py`
+    takes them of a file."""
 
-    def timed() -> float:
-        began = time.perf_counter()
+    def to_end() -> None:
         run(images)
         if where.type == "cuda":
             torch.cuda.synchronize(where)
-        return 1000 * (time.perf_counter() - began)
 
-    for _ in range(WARM_UP):
-        timed()
-        after_run(0)
-    times, until = [timed()], time.perf_counter() + LATENCY_S
-    while len(times) < WARM_UP or (len(times) < MOST_RUNS and time.perf_counter() < until):
-        times.append(timed())
-        after_run(len(times))
-    times.sort()
-    p50, p95 = (times[round(share * (len(times) - 1))] for share in (0.5, 0.95))
-    return {"batch": len(images), "p50_ms": round(p50, 4), "p95_ms": round(p95, 4)}
+    return child.percentiles(to_end, len(images), after_run)
 
 
 def _random(spec: BenchmarkSpec, batch: int) -> Tensor:

@@ -18,6 +18,7 @@ from kdcore.data.images import Images, split
 from kdcore.measure import calibration, evaluate, fidelity
 from kdcore.spec import Training
 from kdcore.spec.fitting import images_held_out
+from kdcore.spec.plan import GENERATION
 
 if TYPE_CHECKING:
     from kdcore.catalog import DatasetFacts
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
 HELD_OUT = 5000
 """The most held-out images to which a temperature is fitted; it is one number, and needs no more."""
 MODELS = ("teacher", "student", "alone")
-GENERATION = "generation-"
 
 
 @dataclass(frozen=True)

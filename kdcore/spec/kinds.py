@@ -1,7 +1,7 @@
 """The specs of jobs that train nothing: what all have, and those of the kinds `export` and `benchmark`.
 
 A kind has a class of its fields here or in a module of its own (`evaluation.py`), a line in `PARSERS` and one in
-`_run_spec` of `kdcore/__main__.py`, and a route that makes its jobs. Worker, queue and database treat all kinds alike.
+`_runner` of `kdcore/__main__.py`, and a route that makes its jobs. Worker, queue and database treat all kinds alike.
 """
 
 from typing import Annotated, Any, Literal, Self

@@ -12,6 +12,10 @@ from kdcore.spec.vocabulary import Pair
 
 GIVEN = "teacher"
 """The value of `taught_by` for a trial whose teacher (or teachers) the spec names."""
+ASSISTANT, GENERATION = "assistant-", "generation-"
+"""How the names of trials of assistants and of earlier generations begin; their number follows."""
+FURTHER_SEED = "-seed-"
+"""In the names of the trials of further seeds: `student-seed-1`."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +63,7 @@ def run_seeds(spec: JobSpec) -> range:
 
 def run_name(trial: str, seed: int, run: int) -> str:
     """Return the name of a trial in the run with this number: `student`, then `student-seed-1`."""
-    return trial if run == 0 else f"{trial}-seed-{seed}"
+    return trial if run == 0 else f"{trial}{FURTHER_SEED}{seed}"
 
 
 def trials(spec: JobSpec, dataset: DatasetFacts, unlabelled: DatasetFacts | None) -> tuple[Trial, ...]:
@@ -103,7 +107,7 @@ def _stages(trial: Trial, spec: JobSpec, dataset: DatasetFacts, unlabelled: Data
         assert stage.epochs is not None, "resolve() counts the epochs of every stage"
         yield Stage(name, stage.epochs, stage.epochs * steps_per_epoch, method)
     # Assistants and earlier generations teach as float networks.
-    aware = 0 if trial.name.startswith(("assistant-", "generation-")) else aware_epochs(spec)
+    aware = 0 if trial.name.startswith((ASSISTANT, GENERATION)) else aware_epochs(spec)
     yield Stage(trial.name, spec.training.epochs, spec.training.epochs * steps_per_epoch, aware_epochs=aware)
 
 
@@ -112,8 +116,8 @@ def _chain(spec: JobSpec) -> Iterator[Trial]:
     methods = () if spec.scheme.kind == "alone" else spec.methods
     taught_by = GIVEN if spec.teachers else None
     for number, assistant in enumerate(spec.assistants, 1):
-        yield Trial(f"assistant-{number}", (assistant,), taught_by, methods, spec.training.seed)
-        taught_by = f"assistant-{number}"
+        yield Trial(f"{ASSISTANT}{number}", (assistant,), taught_by, methods, spec.training.seed)
+        taught_by = f"{ASSISTANT}{number}"
     yield Trial("student", spec.students, taught_by, methods, spec.training.seed)
 
 
@@ -123,7 +127,7 @@ def _generations(spec: JobSpec) -> Iterator[Trial]:
     taught_by = GIVEN if spec.teachers else None
     methods = spec.methods if spec.teachers else ()
     for number in range(1, count + 1):
-        name = "student" if number == count else f"generation-{number}"
+        name = "student" if number == count else f"{GENERATION}{number}"
         yield Trial(name, spec.students, taught_by, methods, spec.training.seed + number - 1)
         taught_by, methods = name, tuple(_among_twins(method) for method in spec.methods)
 

@@ -1,6 +1,6 @@
 """The spec of a prediction: a finished job's teacher and students on one image of anybody's."""
 
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import Field
 
@@ -21,8 +21,3 @@ class PredictionSpec(KindSpec):
     dataset: DatasetFacts = Field(description="The facts of the job's data set, as its report has them.")
     student: Reference = Field(description="The job's student.safetensors.")
     alone: Reference | None = Field(default=None, description="The same student without a teacher, if the job has one.")
-
-
-def parse_prediction(body: dict[str, Any], *, stored: bool = True) -> PredictionSpec:
-    """Return the spec. Raises SpecFaults with every fault. The job in it may be of an earlier version."""
-    return PredictionSpec.parse(body, stored=stored)

@@ -67,7 +67,7 @@ def test_int8_table_has_float_beside_int8(data, tmp_path):
 def test_int8_table_without_measured_files_says_nothing_of_a_loss(data, tmp_path):
     where, _ = workspace(tmp_path)
     prepared = prepare(job(data, export=["onnx", "onnx_int8"]), where)
-    refused = [*FILES[:2], FILES[2].but_refused("export_unavailable", "not installed")]
+    refused = [*FILES[:2], FILES[2].but_refused("export_unavailable", "not installed", "install it")]
     assert shown(int8_table(prepared, where, outcome(), [replace(one, accuracy=None) for one in refused])) == [
         ("delivered", "onnx", None, None, None),
         ("delivered", "onnx_int8", "after_training", None, None),

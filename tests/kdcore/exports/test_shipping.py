@@ -149,7 +149,8 @@ def test_ship_what_has_no_form_in_a_format_is_a_warning(tmp_path, monkeypatch):
     [row] = shipping.ship(one, ["torch_export"], ExportOptions(), data(one, images()), where)
     assert (row.bytes, row.sha256, row.accuracy) == (None, None, None)
     assert row.refused == {
-        "code": "export_unavailable", "message": "student.pt2 cannot be made of convnet4: aten::sort is unknown"
+        "code": "export_unavailable", "message": "student.pt2 cannot be made of convnet4: aten::sort is unknown",
+        "hint": "take another format",
     }  # fmt: skip
     assert [line["code"] for line in events(stream, "warning")] == ["export_unavailable"]
 

@@ -18,7 +18,7 @@ from kdcore.measure.evaluate import logits_on
 from kdcore.measure.predicting import Shown, probabilities_of_teacher, run_prediction, top
 from kdcore.run import run
 from kdcore.spec import Dataset
-from kdcore.spec.prediction import PredictionSpec, parse_prediction
+from kdcore.spec.prediction import PredictionSpec
 from tests.kdcore.engine import distilled, method_job, workspace, write_arrays, write_teacher
 from tests.kdcore.tiny import constant
 
@@ -59,7 +59,7 @@ def asked(done, picture, folder, **job):
 
 def answer(done, picture, folder, **job):
     where, _ = workspace(folder / "prediction")
-    return run_prediction(parse_prediction(asked(done, picture, folder, **job)), where)
+    return run_prediction(PredictionSpec.parse(asked(done, picture, folder, **job), stored=True), where)
 
 
 def encoded(image, kind="PNG", **options):
@@ -273,8 +273,8 @@ def test_main_runs_a_prediction_by_its_kind(done, data, tmp_path, capfd):
     assert last["event"] == "done" and last["report"]["student"]["top"]
 
 
-def test_parse_prediction_names_each_fault():
+def test_prediction_spec_names_each_fault():
     with pytest.raises(SpecFaults) as caught:
-        parse_prediction({"kind": "prediction", "image": "nowhere"})
+        PredictionSpec.parse({"kind": "prediction", "image": "nowhere"})
     assert {"/image", "/job", "/dataset", "/student"} <= {fault.pointer for fault in caught.value.faults}
     assert PredictionSpec.model_fields.keys() >= {"kind", "image", "job", "dataset", "student", "alone"}

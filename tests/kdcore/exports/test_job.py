@@ -8,12 +8,12 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from base.errors import SpecInvalid
+from base.errors import SpecInvalid, WarningRefused
 from kdcore import checkpoint
 from kdcore.__main__ import _runner, _spec
 from kdcore.checkpoint import Stopped
 from kdcore.data import inspect
-from kdcore.exporting import run_export
+from kdcore.exports.job import run_export
 from kdcore.run import run
 from kdcore.spec import DataOptions, ExportOptions, ExportSpec, Known, Quantization, resolve
 from kdcore.training import StageTraining
@@ -145,6 +145,17 @@ def test_run_export_refuses_a_checkpoint_of_a_stage_before_the_student(tmp_path,
     path, _ = stopped(tmp_path, monkeypatch, 3, method="factor_transfer")
     with pytest.raises(SpecInvalid, match="student/factor_transfer: the training of the student itself has not begun"):
         exported(asked(tmp_path, path, checkpoint="last"), tmp_path)
+
+
+def test_run_export_fails_for_a_refused_file_only_if_it_is_strict(trained, tmp_path, monkeypatch):
+    monkeypatch.setattr("kdcore.spec.shipping.find_spec", lambda name: None if name == "openvino" else name)
+    weights, formats = trained / "out" / "student.safetensors", ["safetensors", "openvino"]
+    report, _, stream = exported(asked(trained, weights, export=formats), tmp_path / "lenient")
+    assert [one["refused"] is None for one in report["files"]] == [True, False]
+    assert [line["code"] for line in events(stream, "warning")] == ["export_unavailable"]
+    with pytest.raises(WarningRefused, match=r"export_unavailable: student\.openvino\.zip cannot be made") as refused:
+        exported(asked(trained, weights, export=formats, strict=True), tmp_path / "strict")
+    assert "install the extra" in str(refused.value.hint)
 
 
 def test_the_engine_runs_a_spec_by_its_kind_and_names_the_kinds_for_another_one(trained, tmp_path):

@@ -16,7 +16,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from base.errors import SpecInvalid
+from base.errors import SpecInvalid, WarningRefused
 from base.files import write_text
 from kdcore import checkpoint, data, device, exports, report
 from kdcore.catalog.facts import DATASET_READING
@@ -48,8 +48,8 @@ class Trained:
 def run_export(spec: ExportSpec, workspace: Workspace) -> dict[str, Any]:
     """Run a job of the kind `export`. Returns its report, which is also in `report.json`.
 
-    Raises SpecInvalid if the checkpoint has no weights of the student yet. A stop ends the process: an export saves no
-    checkpoint and starts again.
+    Raises SpecInvalid if the checkpoint has no weights of the student yet, and WarningRefused if a file is refused and
+    the spec is strict. A stop ends the process: an export saves no checkpoint and starts again.
     """
     started = time.monotonic()
     workspace.lines.phase("preparing")
@@ -66,6 +66,9 @@ def run_export(spec: ExportSpec, workspace: Workspace) -> dict[str, Any]:
         files = exports.ship(
             _deliverable(job, trained, measured), spec.export, spec.export_options, job.data, workspace
         )
+    refused = [file.refused for file in files if file.refused is not None]
+    if spec.strict and refused:
+        raise WarningRefused("; ".join(f"{one['code']}: {one['message']}" for one in refused), refused[0]["hint"])
     summary = {
         "job": spec.job,
         "checkpoint": {"which": spec.checkpoint, "step": spec.step, "epoch": trained.epoch},
