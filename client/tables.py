@@ -12,6 +12,7 @@ from rich.text import Text
 
 from base.text import shown
 from base.wire import (
+    ArtifactView,
     AttemptView,
     AuditView,
     Benchmark,
@@ -306,6 +307,11 @@ def files_table(files: Sequence[Mapping[str, Any]]) -> Table:
             None if memory is None else f"{memory / 2**20:.0f} MiB",
         )
     return table
+
+
+def artifact_lines(artifacts: Sequence[ArtifactView]) -> list[str]:
+    """Return the names of all files that a job offers, in a line."""
+    return [f"files to download: {', '.join(one['name'] for one in artifacts)}"] if artifacts else []
 
 
 def benchmark_lines(figures: Benchmark) -> Iterator[str]:

@@ -197,6 +197,10 @@ class _Ruling:
     gap_closed: Interval | None
     scope: str = ""
 
+    @property
+    def named_scope(self) -> str:
+        return f"{self.scope}:" if self.scope else ""
+
 
 def _ruling(over_images: Paired, over: _OverSeeds | None) -> _Ruling:
     """Return what the sentence is about: with several seeds their mean, unless it is the images that leave it open. A
@@ -217,7 +221,7 @@ def _comparison(over_images: Paired, over: _OverSeeds | None, figures: str) -> l
     gain, gap, clauses = ruling.gain, ruling.gap_closed, []
     if gap is not None:
         low, high = (_signed(100 * bound, "") for bound in (gap.low, gap.high))
-        interval = f"(95 % interval{ruling.scope} {low} to {high} %)"
+        interval = f"(95 % interval{ruling.named_scope} {low} to {high} %)"
         clauses.append(f"gap closed: {_signed(100 * gap.value, '')} % {interval}")
     side = "above" if own.value >= 0 else "below"
     figures = f"{figures} {abs(100 * own.value):.1f} points {side} the same student alone"
@@ -228,7 +232,7 @@ def _comparison(over_images: Paired, over: _OverSeeds | None, figures: str) -> l
         clauses.append(f"no measurable gain: the interval holds 0 ({_points(gain)} points{ruling.scope})")
         return [*clauses, *([mean] if mean else []), figures]
     finding = "distilling helped" if gain.low > 0 else "distilling harmed"
-    interval = f"(95 % interval{ruling.scope} {_points(gain)})"
+    interval = f"(95 % interval{ruling.named_scope} {_points(gain)})"
     return [*clauses, f"{finding}: {mean or figures} {interval}", *([figures] if mean else [])]
 
 

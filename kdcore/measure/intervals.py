@@ -95,9 +95,9 @@ def of_counts(counts: NDArray[np.int64], resamples: int = RESAMPLES) -> Paired:
 
 
 def mean_over_seeds(values_m: Floats) -> Interval:
-    """Return the mean of one figure of each seed with Student's t-interval. Needs two seeds."""
+    """Return the mean of the accuracies of each seed with Student's t-interval. Needs two seeds."""
     variance = float(values_m.var(ddof=1)) / len(values_m)
-    return _symmetric(float(values_m.mean()), t_quantile(len(values_m) - 1) * variance**0.5)
+    return _symmetric(float(values_m.mean()), t_quantile(len(values_m) - 1) * variance**0.5, least=0.0)
 
 
 def over_seeds(student_m: Floats, alone_m: Floats, teacher: float | None = None) -> tuple[Interval, Interval | None]:
@@ -158,8 +158,10 @@ def _two_way(values_mn: Floats) -> tuple[float, float, float]:
     return mean, total / (m * n), df
 
 
-def _symmetric(value: float, half: float) -> Interval:
-    return Interval(value, value - half, value + half)
+def _symmetric(value: float, half: float, least: float = -1.0) -> Interval:
+    """Return an interval around a value, within what an accuracy (`least` 0) or a difference of two can be: that of two
+    seeds often reaches beyond."""
+    return Interval(value, max(value - half, least), min(value + half, 1.0))
 
 
 def _ratio(gain: float, gap: float, covariances: Floats, t: float) -> Interval | None:

@@ -127,7 +127,7 @@ def test_verdict_over_seeds_is_about_their_mean():
     gains = [one["student"] - one["alone"] for one in proof["seeds"]]
     assert over["gain"]["value"] == pytest.approx(sum(gains) / 3)
     assert over["gain_on_other_images"] is None and over["gap_closed_on_other_images"] is None
-    assert found.sentence.startswith("Gap closed: ") and "for other seeds" in found.sentence
+    assert found.sentence.startswith("Gap closed: ") and "(95 % interval for other seeds: " in found.sentence
     assert f"the mean gain of 3 seeds is {100 * over['gain']['value']:+.1f} points" in found.sentence
     assert "the delivered student is right on" in found.sentence
     assert proof["gain"] == verdict(several[:1], [500, 500], drawn(1000, 0.9), True).proof["gain"]

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from kdcore.measure import intervals
-from kdcore.measure.intervals import over_seeds, over_seeds_and_images, paired, t_quantile
+from kdcore.measure.intervals import mean_over_seeds, over_seeds, over_seeds_and_images, paired, t_quantile
 
 
 def rights(count: int, *spans: tuple[int, int]) -> list[np.ndarray]:
@@ -93,6 +93,15 @@ def test_over_seeds_is_student_s_t_of_the_gains():
     half = 4.30265 * 0.01 / math.sqrt(3)
     assert (gain.value, gain.low, gain.high) == pytest.approx((0.02, 0.02 - half, 0.02 + half), abs=1e-5)
     assert none is None
+
+
+def test_over_seeds_ends_where_accuracies_and_their_differences_end():
+    """Two seeds: t is 12.7, so that the interval of 4.6 and 2.8 % would begin at -7.7 %."""
+    low = mean_over_seeds(np.array([0.046, 0.028]))
+    assert (low.value, low.low, low.high) == pytest.approx((0.037, 0.0, 0.037 + 12.7062 * 0.009), abs=1e-5)
+    assert mean_over_seeds(np.array([0.99, 0.95])).high == 1.0
+    gain, _ = over_seeds(np.array([0.9, 0.4]), np.array([0.1, 0.4]))
+    assert (gain.low, gain.high) == (-1.0, 1.0)
 
 
 def test_over_seeds_gap_closed_of_baselines_without_spread_is_the_gain_in_units_of_the_gap():
