@@ -523,7 +523,7 @@ def estimate_lines(estimate: Estimate) -> list[str]:
         return [f"estimate: {estimate['steps']:,} steps; their time was never measured{least}"]
     parts = [f"{phase} {duration(value)}" for phase, value in _phases(estimate) if value is not None]
     unknown = [phase for phase, value in _phases(estimate) if value is None]
-    without = f", without {' and '.join(unknown)}" if unknown else ""
+    without = f", without {' and '.join([*unknown, 'writing files'])}"
     lines = [f"estimate: about {duration(seconds)} ({', '.join(parts)}){without}"]
     needs = "" if memory is None else f"{memory / 1e6:,.0f} MB of memory on "
     return [*lines, f"  {needs}{estimate['device']}, {basis}"]

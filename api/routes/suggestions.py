@@ -139,8 +139,8 @@ def suggested(
     if fitting and not known and accuracies:
         why = "no job has measured the accuracy of a network that fits: ranked by parameters, the most first"
     if not fitting:
-        why = f"nothing fits: of this shape {len(candidates)} files were measured, all above the budget"
-        why = why if candidates else "nothing was measured at this shape"
+        count = f"{len(candidates)} file{'s' * (len(candidates) != 1)}"
+        why = f"{count} measured at this shape, and none is within the budget"
     by_accuracy = bool(known)
 
     def rank(one: Candidate) -> tuple[float, int, float]:
