@@ -141,21 +141,21 @@ def _of_seed(run: Run, teacher: Tensor | None) -> dict[str, Any]:
 
 
 def _over_seeds(runs: Sequence[Run], teacher: Tensor | None) -> _OverSeeds:
-    students_m = np.array([_share(run.student) for run in runs])
+    students_m, images = np.array([_share(run.student) for run in runs]), len(runs[0].student)
     baselines = [run.alone for run in runs if run.alone is not None]
-    student = intervals.mean_over_seeds(students_m)
+    student = intervals.mean_over_seeds(students_m, images)
     if len(baselines) < len(runs):
         return _OverSeeds(len(runs), student, None, None, None, None, None)
     baselines_m = np.array([_share(one) for one in baselines])
-    gain, gap = intervals.over_seeds(students_m, baselines_m, None if teacher is None else _share(teacher))
+    gain, gap = intervals.over_seeds(students_m, baselines_m, images, None if teacher is None else _share(teacher))
     if len(runs) < SEEDS_FOR_IMAGES_TOO:
-        return _OverSeeds(len(runs), student, intervals.mean_over_seeds(baselines_m), gain, gap, None, None)
+        return _OverSeeds(len(runs), student, intervals.mean_over_seeds(baselines_m, images), gain, gap, None, None)
     elsewhere = intervals.over_seeds_and_images(
         torch.stack([run.student for run in runs]).numpy(),
         torch.stack(baselines).numpy(),
         None if teacher is None else teacher.numpy(),
     )
-    return _OverSeeds(len(runs), student, intervals.mean_over_seeds(baselines_m), gain, gap, *elsewhere)
+    return _OverSeeds(len(runs), student, intervals.mean_over_seeds(baselines_m, images), gain, gap, *elsewhere)
 
 
 def _no_gap(found: Paired | None, teacher: Tensor | None, teacher_answers: bool | None) -> dict[str, str] | None:
