@@ -278,7 +278,7 @@ def export_lines(job: JobView) -> Iterator[str]:
     epoch = "" if taken["epoch"] is None else f", epoch {taken['epoch']}"
     step = "" if taken["step"] is None else f", checkpoint of step {taken['step']:,}"
     low, high = (f"{100 * bound:.1f}" for bound in measured["interval"])
-    yield f"{measured['architecture']}, {taken['which']} weights{epoch}{step}"
+    yield f"{measured['architecture']}, {taken['which']} weights of {result['job'] or 'a job'}{epoch}{step}"
     yield f"the student itself: accuracy {percent([measured['accuracy']])} (95 % interval {low} to {high} %)"
 
 

@@ -240,7 +240,8 @@ def _seeds_without_baseline(over: _OverSeeds | None) -> list[str]:
     if over is None:
         return []
     low, high = (f"{100 * bound:.1f}" for bound in (over.student.low, over.student.high))
-    return [f"the mean over seeds is {_percent(over.student.value)} (95 % interval {low} to {high} %)"]
+    interval = f"(95 % interval for other seeds: {low} to {high} %)"
+    return [f"the mean of {over.seeds} seeds is {_percent(over.student.value)} {interval}"]
 
 
 def _percent(fraction: float) -> str:

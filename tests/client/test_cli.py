@@ -660,7 +660,7 @@ def test_export_prints_each_file_and_fetches_them(tmp_path: Path):
     assert fake.bodies("POST /v1/jobs/job_0/exports") == [
         {"export": ["onnx", "onnx_int8"], "checkpoint": "last", "export_options": options}
     ]
-    assert "convnet4, last weights, epoch 7, checkpoint of step 1,200" in done.stdout
+    assert "convnet4, last weights of job_0, epoch 7, checkpoint of step 1,200" in done.stdout
     assert "accuracy 63.9 % (95 % interval 58.8 to 68.7 %)" in done.stdout
     row = next(line for line in done.stdout.splitlines() if "student.onnx " in line)
     assert row.split() == [

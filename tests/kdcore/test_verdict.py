@@ -148,4 +148,4 @@ def test_verdict_seeds_that_agree_on_too_few_images_prove_nothing():
 
 def test_verdict_seeds_without_baselines_have_a_mean():
     found = verdict([Run(seed, drawn(seed, 0.8), None) for seed in range(3)], [500, 500])
-    assert found.proof["over_seeds"]["gain"] is None and "the mean over seeds is" in found.sentence
+    assert found.proof["over_seeds"]["gain"] is None and "the mean of 3 seeds is" in found.sentence
