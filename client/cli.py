@@ -520,6 +520,7 @@ def export(
     to: Annotated[
         Path | None, typer.Option("--out", metavar="DIR", help="Fetch the files into this folder when they are there.")
     ] = None,
+    strict: Annotated[bool, typer.Option("--strict", help="Fail if a file is refused.")] = False,
     no_wait: Annotated[bool, typer.Option("--no-wait", help="Do not wait for the files.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -530,7 +531,9 @@ def export(
         raise InvalidInput("--out needs the files, and --no-wait does not wait for them: give one of the two")
     options = {"normalization": normalization, "tolerance": tolerance}
     given = {name: value for name, value in options.items() if value is not None}
-    job = distillery.export(job_id, formats or ["safetensors"], checkpoint=checkpoint, options=given or None)
+    job = distillery.export(
+        job_id, formats or ["safetensors"], checkpoint=checkpoint, options=given or None, strict=strict
+    )
     if not no_wait:
         with _detachable(job["id"]):
             job = follow(distillery, job["id"], Console(stderr=True), f"export of {job_id}")

@@ -413,16 +413,18 @@ class Distillery:
         checkpoint: str = "best",
         options: Mapping[str, Any] | None = None,
         name: str | None = None,
+        strict: bool = False,
         idempotency_key: str | None = None,
     ) -> JobView:
         """Queue a job that writes and measures files of a job's student. `wait` for it: its `result` is an `Export`;
         `download` fetches the files from it. `checkpoint` is best or last; `options` are the `export_options` of a
-        spec. The idempotency key is that of `submit`."""
+        spec; with `strict` the job fails if a file is refused. The idempotency key is that of `submit`."""
         body = {
             "export": list(formats),
             "checkpoint": checkpoint,
             "export_options": None if options is None else dict(options),
             "name": name,
+            "strict": strict or None,
         }
         headers = {"Idempotency-Key": idempotency_key or uuid4().hex}
         path = f"/v1/jobs/{job_id}/exports"

@@ -69,9 +69,11 @@ def verdict(
         subject = f"the {'delivered ' * (over is not None)}student"
         # What a student at chance is right on has been said.
         sentences += _comparison(over_images, over, f"{subject} is" if sentences else f"{subject} is {figures},")
-        if _ruling(over_images, over).gain.high < 0:
-            points = f"{abs(100 * over_images.gain.value):.1f} points"
-            text = f"The student ended {points} below the same student trained alone ({_percent(_share(first.alone))})."
+        if (gain := _ruling(over_images, over).gain).high < 0:
+            whose = "student ended" if over is None else f"student of {over.seeds} seeds ended on average"
+            points = f"{abs(100 * gain.value):.1f} points"
+            alone = _percent(_share(first.alone) if over is None or over.alone is None else over.alone.value)
+            text = f"The {whose} {points} below the same student trained alone ({alone})."
             hint = (
                 "a better teacher, another method, a smaller beta or more epochs may help; else use the student alone"
             )

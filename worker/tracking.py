@@ -54,7 +54,7 @@ QUIET = {
 DEFAULTS = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
-    # Whoever names a folder wants it.
+    # Without it MLflow refuses a folder as its server.
     "MLFLOW_ALLOW_FILE_STORE": "true",
 }
 
@@ -277,7 +277,7 @@ def child_environment(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 def main() -> int:
-    # If the worker is killed, nobody else would end it.
+    # The worker, which has this time limit, too, may be killed.
     signal.alarm(int(LIMIT_S) + 10)
     run = Run(**json.load(sys.stdin))
     os.nice(10)

@@ -22,7 +22,7 @@ from api.problems import (
     summary,
 )
 from api.references import ReferenceFault, References
-from api.routes.jobs import Key
+from api.routes.jobs import Key, new_job
 from api.schemas import Json, NewBenchmark, Page, benchmark_view, page
 from base.errors import Fault
 from base.failpoints import failpoint
@@ -34,7 +34,7 @@ from kdcore.spec.measured import benchmark_key
 from store import jobs, speeds
 from store.errors import NotFound as NoRow
 from store.idempotency import Once, digest_of
-from store.records import NewJob, PageQuery
+from store.records import PageQuery
 
 router = APIRouter(prefix="/v1/benchmarks", tags=["benchmarks"])
 
@@ -93,17 +93,7 @@ async def submit(
     asked = await _resolved(sent, references)
     if faults := asked.metric_faults():
         raise SpecInvalid(summary(faults), faults)
-    new = NewJob.of(
-        asked,
-        project=caller.project,
-        spec=spec,
-        spec_sha256=digest,
-        idempotency_key=idempotency_key,
-        created_by=caller.key_id,
-        created_by_name=caller.key_name,
-        max_attempts=sent.scheduling.max_attempts or settings.max_attempts,
-        warnings=[],
-    )
+    new = new_job(asked, spec, digest, idempotency_key, caller, settings)
     bounds, room = await limiter.of(new.project), await limiter.room(new.project)
 
     def write(connection: Connection) -> tuple[dict[str, Any], str]:

@@ -21,7 +21,7 @@ from api.problems import (
     summary,
 )
 from api.references import ReferenceFault
-from api.routes.jobs import SUBMITTED, Key, accept, listed, replay
+from api.routes.jobs import SUBMITTED, Key, accept, listed, new_job, replay
 from api.schemas import NameOrId, NewEvaluation, Page
 from api.submission import examine_evaluation
 from base.references import BLOB
@@ -31,7 +31,7 @@ from kdcore.spec import Dataset, EvaluationSpec, Teacher
 from store import registry
 from store.idempotency import digest_of
 from store.jobs import JobQuery
-from store.records import NewestQuery, NewJob
+from store.records import NewestQuery
 
 router = APIRouter(prefix="/v1/models/{name_or_id}/evaluations", tags=["models"])
 
@@ -100,17 +100,7 @@ async def submit(
     if examined.resolved is None:
         problem = WarningRefused if examined.is_refused_for_warnings else SpecInvalid
         raise problem(summary(examined.faults), examined.faults)
-    new = NewJob.of(
-        examined.resolved,
-        project=caller.project,
-        spec=spec,
-        spec_sha256=digest,
-        idempotency_key=idempotency_key,
-        created_by=caller.key_id,
-        created_by_name=caller.key_name,
-        max_attempts=sent.scheduling.max_attempts or settings.max_attempts,
-        warnings=[warning.as_dict() for warning in examined.warnings],
-    )
+    new = new_job(examined.resolved, spec, digest, idempotency_key, caller, settings, examined.warnings)
     return await accept(new, db, settings, wake_workers, limiter, audit)
 
 

@@ -19,7 +19,7 @@ from api.problems import (
     responses,
     summary,
 )
-from api.routes.jobs import SUBMITTED, Key, accept, replay, views
+from api.routes.jobs import SUBMITTED, Key, accept, new_job, replay, views
 from api.schemas import Id, NewExport, Page, page
 from base.references import BLOB
 from base.wakeup import MEMORY
@@ -29,7 +29,7 @@ from kdcore.spec.shipping import not_installed
 from store import exports, jobs
 from store.idempotency import digest_of
 from store.jobs import JobQuery
-from store.records import NewestQuery, NewJob
+from store.records import NewestQuery
 
 router = APIRouter(prefix="/v1/jobs/{job_id}/exports", tags=["exports"])
 
@@ -97,18 +97,7 @@ async def submit(
     )
     if faults := resolved.metric_faults():
         raise SpecInvalid(summary(faults), faults)
-    new = NewJob.of(
-        resolved,
-        project=caller.project,
-        spec=spec,
-        spec_sha256=digest,
-        idempotency_key=idempotency_key,
-        created_by=caller.key_id,
-        created_by_name=caller.key_name,
-        max_attempts=sent.scheduling.max_attempts or settings.max_attempts,
-        warnings=[],
-        summary=parent.summary,
-    )
+    new = new_job(resolved, spec, digest, idempotency_key, caller, settings, summary=parent.summary)
     answer = await accept(new, db, settings, wake_workers, limiter, audit)
     await to_thread.run_sync(exports.keep_again, files, weights)
     return answer

@@ -10,6 +10,7 @@ from sqlalchemy import Connection
 from starlette.responses import Response
 
 from api.audit import Auditor
+from api.auth import Member
 from api.dependencies import (
     AuditDep,
     Caller,
@@ -44,7 +45,9 @@ from api.problems import (
 from api.schemas import Id, Json, Line, Page, Relabel, Retry, Title, job_summary, job_view, page
 from api.submission import examine
 from base.failpoints import failpoint
+from base.warning import WarningItem
 from base.wire import JobSummary, JobView, ValidationView
+from kdcore.spec import JobSpec, KindSpec
 from store import jobs, workers
 from store.database import Database
 from store.idempotency import Once, digest_of
@@ -130,17 +133,7 @@ async def submit(
     if examined.resolved is None:
         problem = WarningRefused if examined.is_refused_for_warnings else SpecInvalid
         raise problem(summary(examined.faults), examined.faults)
-    new = NewJob.of(
-        examined.resolved,
-        project=caller.project,
-        spec=spec,
-        spec_sha256=digest,
-        idempotency_key=idempotency_key,
-        created_by=caller.key_id,
-        created_by_name=caller.key_name,
-        max_attempts=examined.resolved.scheduling.max_attempts or settings.max_attempts,
-        warnings=[warning.as_dict() for warning in examined.warnings],
-    )
+    new = new_job(examined.resolved, spec, digest, idempotency_key, caller, settings, examined.warnings)
     return await accept(new, db, settings, wake_workers, limiter, audit)
 
 
@@ -273,6 +266,31 @@ async def delete(job_id: Id, caller: Caller, audit: AuditDep, files: Files) -> R
     for deleted in await audit.write("job.delete", job_id, jobs.delete, job_id, project=caller.project):
         await to_thread.run_sync(files.delete_job_files, deleted)
     return Response(status_code=204)
+
+
+def new_job(
+    resolved: JobSpec | KindSpec,
+    spec: dict[str, Any],
+    digest: str,
+    key: str | None,
+    caller: Member,
+    settings: Settings,
+    warnings: Iterable[WarningItem] = (),
+    **more: Any,
+) -> NewJob:
+    """Return the job of a resolved spec. `spec`: as it was sent, with its digest. `more`: further fields of the job."""
+    return NewJob.of(
+        resolved,
+        project=caller.project,
+        spec=spec,
+        spec_sha256=digest,
+        idempotency_key=key,
+        created_by=caller.key_id,
+        created_by_name=caller.key_name,
+        max_attempts=resolved.scheduling.max_attempts or settings.max_attempts,
+        warnings=[warning.as_dict() for warning in warnings],
+        **more,
+    )
 
 
 async def replay(db: Database, settings: Settings, project: str, key: str | None, digest: str) -> Response | None:

@@ -33,7 +33,7 @@ PICTURE_SIDE = 96
 """Pictures are made smaller if they have more pixels."""
 TABLE_CLASSES = 1000
 """The most classes that the table of all classes has."""
-MATRIX_CLASSES = 25
+DRAWN_CLASSES = 25
 """The most classes of which the confusion matrix is drawn; of more its cells are too small."""
 SHOWN_POINTS = 250
 """Of a curve, so that the page stays small."""
@@ -182,7 +182,7 @@ def _calibrations(report: Mapping[str, Any]) -> list[dict[str, Any]]:
 def _matrix(report: Mapping[str, Any]) -> list[list[dict[str, Any]]] | None:
     """Return the cells of the confusion matrix, each with its share of the row; None if it is not drawn."""
     matrix = report.get("confusion", {}).get("matrix")
-    if matrix is None or len(matrix) > MATRIX_CLASSES:
+    if matrix is None or len(matrix) > DRAWN_CLASSES:
         return None
     return [
         [

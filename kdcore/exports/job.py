@@ -60,7 +60,8 @@ def run_export(spec: ExportSpec, workspace: Workspace) -> dict[str, Any]:
     workspace.lines.phase("evaluating")
     with workspace.timing("evaluating"):
         classifier = Classifier(deepcopy(student.network), student.mean, student.std).to(job.device)
-        measured = _measured(student, evaluate.logits_with_progress(classifier, job.data.test, workspace), job)
+        logits_nK = evaluate.logits_with_progress(classifier, job.data.test, workspace)
+        measured = evaluate.figures(student.architecture, student.network, logits_nK, job.data.test.labels)
     workspace.lines.phase("exporting")
     with workspace.timing("exporting"):
         files = exports.ship(
@@ -174,19 +175,3 @@ def _last(trial: Trial, job: PreparedJob, state: Mapping[str, Any], *, keeps_sta
 def _deliverable(job: PreparedJob, trained: Trained, metrics: Mapping[str, Any]) -> Deliverable:
     ranges = trained.ranges
     return Deliverable.of(job.spec, job.data.facts, trained.weights, metrics, trained.members, activation_ranges=ranges)
-
-
-def _measured(student: Deliverable, logits_nK: Tensor, job: PreparedJob) -> dict[str, Any]:
-    """Return the figures of the student itself on all test images."""
-    labels = job.data.test.labels
-    score = evaluate.score(logits_nK, labels)
-    return {
-        "architecture": student.architecture,
-        "parameters": evaluate.parameters(student.network),
-        "bytes": evaluate.size_bytes(student.network),
-        "accuracy": score.accuracy,
-        "interval": list(evaluate.wilson(round(score.accuracy * len(labels)), len(labels))),
-        "accuracy_top5": score.accuracy_top5,
-        "loss": score.loss,
-        "test_samples": len(labels),
-    }

@@ -14,7 +14,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -33,6 +33,7 @@ log = logging.getLogger("kdcore")
 REFERENCE_S = 60.0
 """The most time that the float student takes for the test images. Of more images, evenly spaced ones are measured."""
 CHILD_S = 1200.0
+"""The time limit of the process that measures one file."""
 BATCHES_CHECKED = (1, 2, 3, 7)
 """Batch sizes at which the logits of a float file are compared with PyTorch's, number by number."""
 NUMERIC_TOLERANCE = 1e-3
@@ -141,7 +142,7 @@ def measure(
     student: Deliverable,
     options: ExportOptions,
     test: Images,
-    working: Any = None,
+    working: Callable[[int, int], None] | None = None,
 ) -> Measured:
     """Run a file on the test images in a child process. `source`: the student's `student.py`. `working` is called with
     done and total from time to time. Raises FileFailed."""

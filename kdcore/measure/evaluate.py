@@ -224,22 +224,28 @@ def _measured(spec: EvaluationSpec, workspace: Workspace) -> dict[str, Any]:
             workspace.cache, workspace.room(), key, len(labels),
             lambda: logits_with_progress(classifier, loaded.test, workspace),
         )  # fmt: skip
-    measured = score(logits_nK, labels)
-    classes = per_class(logits_nK, labels, facts.class_names)
     return {
-        "architecture": file.facts.architecture,
-        "parameters": parameters(network),
-        "bytes": size_bytes(network),
-        "accuracy": measured.accuracy,
-        "interval": wilson(round(measured.accuracy * len(labels)), len(labels)),
-        "accuracy_top5": measured.accuracy_top5,
-        "loss": measured.loss,
-        "test_samples": len(labels),
-        "per_class": classes,
+        **figures(file.facts.architecture, network, logits_nK, labels),
+        "per_class": per_class(logits_nK, labels, facts.class_names),
         "preprocessing": spec.model.preprocessing.model_dump(mode="json"),
         "dataset": facts.model_dump(mode="json"),
         "computing": {**computing.as_json(), "allocator": device.allocator()},
         "warnings": [warning.as_dict() for warning in workspace.warnings],
+    }
+
+
+def figures(architecture: str, network: nn.Module, logits_nK: Tensor, labels_n: Tensor) -> dict[str, Any]:
+    """Return one model in figures: its size, and how it answers all test images."""
+    measured, images = score(logits_nK, labels_n), len(labels_n)
+    return {
+        "architecture": architecture,
+        "parameters": parameters(network),
+        "bytes": size_bytes(network),
+        "accuracy": measured.accuracy,
+        "interval": list(wilson(round(measured.accuracy * images), images)),
+        "accuracy_top5": measured.accuracy_top5,
+        "loss": measured.loss,
+        "test_samples": images,
     }
 
 

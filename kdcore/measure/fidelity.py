@@ -18,9 +18,13 @@ LEAST_LOG = -69.0
 MATRIX_CLASSES = 50
 """The most classes of which a confusion matrix is given as a whole."""
 LARGEST = 50
+"""The most pairs of classes of which it is given how often one is taken for the other."""
 WORST = 10
+"""The most classes that are given as those of the lowest accuracy."""
 EXAMPLES = 4
+"""The most images that are given of each of these."""
 SIMILAR = 20
+"""The most pairs of classes that are given as similar."""
 DIGITS = 4
 """Figures that there is one of for each class are rounded to so many digits, so that a report of many stays small."""
 

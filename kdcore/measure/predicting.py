@@ -1,6 +1,6 @@
 """The answers of a job's teacher and students to one image that its data set need not have.
 
-The image comes from a stranger. It is decoded in this process, which a worker bounds in memory and time, as an image
+The image comes from outside. It is decoded in this process, which a worker bounds in memory and time, as an image
 of the job's data set is: by the same decoders, with the options of that set, at the size of each network's images.
 """
 

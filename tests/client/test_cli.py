@@ -683,8 +683,12 @@ def test_export_prints_each_file_and_fetches_them(tmp_path: Path):
 
 
 def test_export_that_does_not_wait_prints_the_new_jobs_id():
-    done = run(exporting(), "export", "job_0", "--no-wait")
+    fake = exporting()
+    done = run(fake, "export", "job_0", "--no-wait", "--strict")
     assert (done.exit_code, done.stdout) == (0, "job_1\n")
+    assert fake.bodies("POST /v1/jobs/job_0/exports") == [
+        {"export": ["safetensors"], "checkpoint": "best", "strict": True}
+    ]
     done = run(exporting(), "export", "job_0", "--no-wait", "--out", "files")
     assert done.exit_code == 2 and "--no-wait does not wait" in done.stderr
 

@@ -149,3 +149,15 @@ def test_verdict_seeds_that_agree_on_too_few_images_prove_nothing():
 def test_verdict_seeds_without_baselines_have_a_mean():
     found = verdict([Run(seed, drawn(seed, 0.8), None) for seed in range(3)], [500, 500])
     assert found.proof["over_seeds"]["gain"] is None and "the mean of 3 seeds is" in found.sentence
+
+
+def test_verdict_warns_of_harm_by_the_mean_of_the_seeds_not_by_the_delivered_one():
+    """The delivered student is 2 points above its baseline, seven others 10 points below."""
+    several = [Run(seed, right(0, 60 if seed else 72), right(0, 70)) for seed in range(8)]
+    found = verdict(several, EVEN)
+    assert "distilling harmed: the mean gain of 8 seeds is -8.5 points" in found.sentence.lower()
+    assert "2.0 points above the same student alone" in found.sentence
+    [warning] = found.warnings
+    assert warning.message == (
+        "The student of 8 seeds ended on average 8.5 points below the same student trained alone (70.0 %)."
+    )

@@ -155,7 +155,7 @@ def test_send_says_how_a_child_has_ended(
     assert Tracker(context, run.uri).send(run) == "its client ended with exit code 3: no such library"
 
 
-@pytest.mark.parametrize("kind", ["evaluation"])
+@pytest.mark.parametrize("kind", ["evaluation", "export"])
 def test_track_leaves_out_what_is_no_distillation_or_has_not_ended(
     context: WorkerContext, db: JobDatabase, monkeypatch: pytest.MonkeyPatch, kind: str
 ):

@@ -35,7 +35,7 @@ def imported(text: str, folder: Path) -> ModuleType:
 
 
 def check(one, folder: Path) -> ModuleType:
-    """The file's network gives the bits of ours."""
+    """The file's network answers as ours does."""
     module = imported(student_source(one), folder)
     safetensors.write(one, folder / "student.safetensors")
     network = module.load(folder / "student.safetensors")

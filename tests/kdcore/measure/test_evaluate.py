@@ -176,7 +176,7 @@ def test_run_evaluation_measures_all_test_images(files, tmp_path):
     logits = logits_on(Classifier(network, loaded.facts.mean, loaded.facts.std), loaded.test)
     expected = score(logits, loaded.test.labels)
     assert (report["accuracy"], report["loss"]) == (expected.accuracy, pytest.approx(expected.loss))
-    assert report["interval"] == wilson(round(1500 * expected.accuracy), 1500)
+    assert report["interval"] == list(wilson(round(1500 * expected.accuracy), 1500))
     assert report["computing"].items() >= {"device": "cpu", "bf16": False, "threads": torch.get_num_threads()}.items()
     assert (report["architecture"], report["test_samples"]) == ("convnet8", 1500)
     assert report["accuracy"] == pytest.approx(sum(one["accuracy"] for one in report["per_class"]) / 3)
