@@ -474,6 +474,9 @@ async def _schema_error(request: Request, error: Exception) -> Response:
         return malformed_json(str(details[0].get("ctx", {}).get("error", ""))).response(request_id(request))
     body = getattr(request.scope.get("route"), "body_field", None)
     model = body.field_info.annotation if body is not None else None
+    # An entry that is wrong is left out of its list, which then seems to be too short.
+    parents = {tuple(detail["loc"][:-1]) for detail in details}
+    details = [one for one in details if one["type"] != "too_short" or tuple(one["loc"]) not in parents]
     faults = [_fault(detail, model) for detail in details[:MAX_FAULTS]]
     if len(details) > MAX_FAULTS:
         # Of an object with very many unknown fields, most were left out.
@@ -513,7 +516,8 @@ def _fault(detail: Mapping[str, Any], model: Any = None) -> Fault:
     message = str(context["error"]) if detail["type"] == "value_error" else _WORDS.get(detail["type"], detail["msg"])
     if detail["type"] in ("too_short", "too_long"):
         limit = f"at least {context['min_length']}" if "min_length" in context else f"at most {context['max_length']}"
-        message = f"{limit} entries belong here, got {context['actual_length']}"
+        noun = "entry belongs" if limit.endswith(" 1") else "entries belong"
+        message = f"{limit} {noun} here, got {context['actual_length']}"
     if detail["type"] == "extra_forbidden":
         message = f"there is no field {str(path[-1])[:200]!r} here"
         if place == "body" and len(path) == 1 and isinstance(model, type) and issubclass(model, BaseModel):

@@ -145,7 +145,7 @@ def seeds_coverage(
         teacher = level_n + noise_n < NORMAL.inv_cdf(setting.teacher)
         here, there = float(chances(setting.student).mean()), float(chances(setting.alone).mean())
         true_here = (here - there, (here - there) / (float(teacher.mean()) - there))
-        same = intervals.over_seeds(student.mean(1), alone.mean(1), float(teacher.mean()))
+        same = intervals.over_seeds(student.mean(1), alone.mean(1), student.shape[1], float(teacher.mean()))
         other = intervals.over_seeds_and_images(student, alone, teacher)
         for row, (gain, gap), true in ((0, same, true_here), (1, other, (setting.gain, truth))):
             found[row, 0] += gain.low <= true[0] <= gain.high

@@ -401,6 +401,8 @@ def show(
     if attempts := distillery.attempts(job_id):
         console.print(tables.attempt_table(attempts))
     print_report(job, console)
+    if job["kind"] == "distillation" and job["status"] == "succeeded":
+        print_lines(console, *tables.artifact_lines(distillery.artifacts(job_id)))
     print_lines(console, *tables.timing_lines(job))
     print_lines(console, *tables.failure_lines(job), style="red")
 

@@ -12,6 +12,7 @@ from rich.text import Text
 
 from base.text import shown
 from base.wire import (
+    ArtifactView,
     AttemptView,
     AuditView,
     Benchmark,
@@ -277,7 +278,7 @@ def export_lines(job: JobView) -> Iterator[str]:
     epoch = "" if taken["epoch"] is None else f", epoch {taken['epoch']}"
     step = "" if taken["step"] is None else f", checkpoint of step {taken['step']:,}"
     low, high = (f"{100 * bound:.1f}" for bound in measured["interval"])
-    yield f"{measured['architecture']}, {taken['which']} weights{epoch}{step}"
+    yield f"{measured['architecture']}, {taken['which']} weights of {result['job'] or 'a job'}{epoch}{step}"
     yield f"the student itself: accuracy {percent([measured['accuracy']])} (95 % interval {low} to {high} %)"
 
 
@@ -306,6 +307,11 @@ def files_table(files: Sequence[Mapping[str, Any]]) -> Table:
             None if memory is None else f"{memory / 2**20:.0f} MiB",
         )
     return table
+
+
+def artifact_lines(artifacts: Sequence[ArtifactView]) -> list[str]:
+    """Return the names of all files that a job offers, in a line."""
+    return [f"files to download: {', '.join(one['name'] for one in artifacts)}"] if artifacts else []
 
 
 def benchmark_lines(figures: Benchmark) -> Iterator[str]:
@@ -517,7 +523,7 @@ def estimate_lines(estimate: Estimate) -> list[str]:
         return [f"estimate: {estimate['steps']:,} steps; their time was never measured{least}"]
     parts = [f"{phase} {duration(value)}" for phase, value in _phases(estimate) if value is not None]
     unknown = [phase for phase, value in _phases(estimate) if value is None]
-    without = f", without {' and '.join(unknown)}" if unknown else ""
+    without = f", without {' and '.join([*unknown, 'writing files'])}"
     lines = [f"estimate: about {duration(seconds)} ({', '.join(parts)}){without}"]
     needs = "" if memory is None else f"{memory / 1e6:,.0f} MB of memory on "
     return [*lines, f"  {needs}{estimate['device']}, {basis}"]

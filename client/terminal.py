@@ -301,6 +301,8 @@ def print_report(job: JobView, console: Console) -> None:
     else:
         console.print(tables.report_table([job["result"]]))
         print_lines(console, *tables.proof_lines([job["result"]]))
+        if files := job["result"].get("files"):
+            console.print(tables.files_table(files))
 
 
 def print_result(job: JobView, console: Console, hint: str | None = None) -> bool:

@@ -97,6 +97,7 @@ def run(spec: JobSpec, workspace: Workspace, resume: Path | None = None) -> dict
         files = exports.write_students(job, workspace, progress.finished, summary)
         summary["quantization"] = exports.int8_table(job, workspace, progress.finished, files)
     summary["files"] = [file.as_dict() for file in files]
+    summary["seconds"] = round(progress.cost.seconds, 3)  # Measured again: writing files can take most of a short job.
     summary["warnings"] = [warning.as_dict() for warning in workspace.warnings]
     summary["timings"] = progress.cost.timings()
     documents.write(job, workspace, summary, progress.curves)

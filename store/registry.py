@@ -13,7 +13,7 @@ The results of inspections are cached here as well, by digest, so that no file i
 what was measured once, by project, so that later jobs need not measure it again.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Generic, Literal, TypeVar
 
@@ -170,6 +170,13 @@ class Registry(Generic[E]):
         if row is None:
             raise NotFound(self.kind, name_or_id)
         return as_record(self.record, row)
+
+    def names(self, connection: Connection, project: str, digests: Collection[str]) -> list[tuple[str, str]]:
+        """Return digests with the names under which they are registered; of several names the newest is the last."""
+        rows = self.table.c
+        of_these = and_(rows.project == project, rows.sha256.in_(digests))
+        found = connection.execute(select(rows.sha256, rows.name).where(of_these).order_by(rows.created_at, rows.id))
+        return [(str(digest), str(name)) for digest, name in found]
 
     def list_page(self, connection: Connection, project: str, query: EntryQuery) -> tuple[list[E], str | None]:
         """Return a page of entries, newest first, and the `after` of the next page, None at the end.

@@ -11,13 +11,18 @@ from sqlalchemy import Connection
 from starlette.responses import Response
 
 from api.dependencies import Caller, Db
+from api.problems import Invalid, summary
 from api.routes.benchmarks import CHANNELS, CLASSES
 from api.schemas import Json, iso
+from base.errors import Fault
+from base.references import BLOB
 from base.text import Text
 from base.wire import Suggestions, SuggestionView, UnmeasuredView
-from kdcore.catalog import ARCHITECTURES
+from kdcore.catalog import ARCHITECTURES, DATASETS
 from kdcore.spec import INT8, ExportFormat
-from store import speeds
+from kdcore.spec.reading import nearest
+from store import registry, speeds
+from store.errors import NotFound
 from store.speeds import Speed
 
 router = APIRouter(prefix="/v1/suggestions", tags=["benchmarks"])
@@ -44,8 +49,9 @@ class Budget(BaseModel):
     threads: int | None = Field(default=None, ge=1, le=1024, description="Of the CPU. Default: any number.")
     dataset: Annotated[str, Text(300)] | None = Field(
         default=None,
-        description="Accuracies on this data set rank the students: as resolved specs name it (digits, or "
-        "blob:sha256:<hex>). Default: the one on which students of this shape were measured, if there is only one.",
+        description="Accuracies on this data set rank the students: a registered or built-in name, or the "
+        "blob:sha256:<hex> of a resolved spec. Default: the one on which students of this shape were measured, if "
+        "there is only one.",
     )
 
     @model_validator(mode="after")
@@ -96,22 +102,46 @@ async def listing(caller: Caller, db: Db, budget: Annotated[Budget, Query()]) ->
     with the body that measures it.
     """
 
-    def read(connection: Connection) -> tuple[list[Speed], list[Speed]]:
-        found = (speeds.newest(connection, caller.project, kind, LOOKED_AT) for kind in ("benchmark", "files"))
-        benchmarks, files = found
-        return benchmarks, files
+    def read(connection: Connection) -> Suggestions:
+        benchmarks = speeds.newest(connection, caller.project, "benchmark", LOOKED_AT)
+        files = speeds.newest(connection, caller.project, "files", LOOKED_AT)
+        used = {str(one.figures["dataset"]).removeprefix(BLOB) for one in files}
+        names = {f"{BLOB}{digest}": name for digest, name in registry.datasets.names(connection, caller.project, used)}
+        asked = budget.model_copy(update={"dataset": _source(connection, caller.project, budget.dataset, names)})
+        return suggested(asked, benchmarks, files, names)
 
-    return Json(suggested(budget, *await db.scan(read)))
+    return Json(await db.scan(read))
 
 
-def suggested(budget: Budget, benchmarks: Sequence[Speed], files: Sequence[Speed]) -> Suggestions:
-    """Return the answer, given what was measured, the newest first."""
+def _source(connection: Connection, project: str, dataset: str | None, names: Mapping[str, str]) -> str | None:
+    """Return the name of a data set as resolved specs have it. Raises Invalid."""
+    if dataset is None or dataset.startswith("blob:"):
+        return dataset
+    try:
+        return f"{BLOB}{registry.datasets.get(connection, project, dataset).sha256}"
+    except NotFound:
+        if dataset in DATASETS:
+            return dataset
+    known = sorted({*names.values(), *DATASETS})
+    text = f"there is no data set {dataset!r}{nearest(dataset, known)}"
+    faults = [Fault("?dataset", text, "not_found", known, dataset)]
+    raise Invalid(summary(faults), faults)
+
+
+def suggested(
+    budget: Budget, benchmarks: Sequence[Speed], files: Sequence[Speed], names: Mapping[str, str] | None = None
+) -> Suggestions:
+    """Return the answer, given what was measured, the newest first. `names`: of data sets, as resolved specs have them,
+    those under which they are registered."""
     candidates = list(_candidates(budget, [*benchmarks, *files]))
-    accuracies, why = _accuracies(budget, [one for one in files if _has_shape(one, budget)])
+    accuracies, why = _accuracies(budget, [one for one in files if _has_shape(one, budget)], names or {})
     fitting = [one for one in candidates if _fits(one, budget)]
     known = [one for one in fitting if (one.architecture, one.format) in accuracies]
     if fitting and not known and accuracies:
         why = "no job has measured the accuracy of a network that fits: ranked by parameters, the most first"
+    if not fitting:
+        count = f"{len(candidates)} file{'s' * (len(candidates) != 1)}"
+        why = f"{count} measured at this shape, and none is within the budget"
     by_accuracy = bool(known)
 
     def rank(one: Candidate) -> tuple[float, int, float]:
@@ -164,7 +194,9 @@ def _fits(one: Candidate, budget: Budget) -> bool:
     return in_time and (budget.budget_bytes is None or one.row["bytes"] <= budget.budget_bytes)
 
 
-def _accuracies(budget: Budget, files: Sequence[Speed]) -> tuple[dict[tuple[str, str], Accuracy], str]:
+def _accuracies(
+    budget: Budget, files: Sequence[Speed], names: Mapping[str, str]
+) -> tuple[dict[tuple[str, str], Accuracy], str]:
     """Return the best accuracy of each network and format on one data set, and the sentence that says how students are
     ranked. Accuracies on different data sets cannot be compared: of several, one must be named."""
     sets = sorted({str(one.figures["dataset"]) for one in files})
@@ -172,7 +204,8 @@ def _accuracies(budget: Budget, files: Sequence[Speed]) -> tuple[dict[tuple[str,
     if dataset is None and len(sets) > 1:
         return {}, (
             f"students of this shape were measured on {len(sets)} data sets, whose accuracies cannot be compared: "
-            f"ranked by parameters, the most first; `dataset` names one of {', '.join(sets)}"
+            "ranked by parameters, the most first; `dataset` names one of "
+            + ", ".join(names.get(one, one) for one in sets)
         )
     dataset = dataset or (sets[0] if sets else None)
     found: dict[tuple[str, str], Accuracy] = {}
@@ -188,9 +221,12 @@ def _accuracies(budget: Budget, files: Sequence[Speed]) -> tuple[dict[tuple[str,
             key = (str(figures["architecture"]), format)
             if value is not None and (key not in found or value > found[key].value):
                 found[key] = Accuracy(float(value), job, "file" if own is not None else "student")
+    named = "" if dataset is None else f" on {names.get(dataset, dataset)}"
     if found:
-        return found, f"ranked by the best accuracy that jobs of this project have measured on {dataset}"
-    return {}, "no job of this project has measured an accuracy at this shape: ranked by parameters, the most first"
+        return found, f"ranked by the best accuracy that jobs of this project have measured{named}"
+    return {}, (
+        f"no job of this project has measured an accuracy{named} at this shape: ranked by parameters, the most first"
+    )
 
 
 def _view(one: Candidate, budget: Budget, accuracies: Mapping[tuple[str, str], Accuracy]) -> SuggestionView:

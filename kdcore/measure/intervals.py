@@ -94,18 +94,29 @@ def of_counts(counts: NDArray[np.int64], resamples: int = RESAMPLES) -> Paired:
     return replace(found, teacher_gap=teacher_gap, gap_closed=closed)
 
 
-def mean_over_seeds(values_m: Floats) -> Interval:
-    """Return the mean of one figure of each seed with Student's t-interval. Needs two seeds."""
-    variance = float(values_m.var(ddof=1)) / len(values_m)
-    return _symmetric(float(values_m.mean()), t_quantile(len(values_m) - 1) * variance**0.5)
+def mean_over_seeds(values_m: Floats, images: int) -> Interval:
+    """Return the mean of accuracies on so many images, one of each seed, with Student's t-interval. Needs two seeds."""
+    variance = max(float(values_m.var(ddof=1)), _rounding(images)) / len(values_m)
+    return _symmetric(float(values_m.mean()), t_quantile(len(values_m) - 1) * variance**0.5, least=0.0)
 
 
-def over_seeds(student_m: Floats, alone_m: Floats, teacher: float | None = None) -> tuple[Interval, Interval | None]:
+def _rounding(images: int) -> float:
+    """Return the least variance of an accuracy that is a multiple of 1 / images: that of its rounding. Without it, two
+    seeds that are right on as many images would have an interval of length zero."""
+    return 1 / (12 * images**2)
+
+
+def over_seeds(
+    student_m: Floats, alone_m: Floats, images: int, teacher: float | None = None
+) -> tuple[Interval, Interval | None]:
     """Return gain and gap closed as means over seeds, with intervals for other seeds on the same images, from
-    accuracies: Student's t, and Fieller's form of it for the ratio. Needs two seeds."""
+    accuracies on so many: Student's t, and Fieller's form of it for the ratio. Needs two seeds."""
     gains_m, gaps_m = student_m - alone_m, (0.0 if teacher is None else teacher) - alone_m
     t = t_quantile(len(gains_m) - 1)
-    covariances = np.cov(np.stack([gains_m, gaps_m])) / len(gains_m)
+    covariances = np.cov(np.stack([gains_m, gaps_m]))
+    least = _rounding(images) * np.array([2.0, 1.0])  # A gain is the difference of two accuracies that vary.
+    np.fill_diagonal(covariances, np.maximum(covariances.diagonal(), least))
+    covariances /= len(gains_m)
     gain = float(gains_m.mean())
     interval = _symmetric(gain, t * float(covariances[0, 0]) ** 0.5)
     return interval, None if teacher is None else _ratio(gain, float(gaps_m.mean()), covariances, t)
@@ -158,8 +169,10 @@ def _two_way(values_mn: Floats) -> tuple[float, float, float]:
     return mean, total / (m * n), df
 
 
-def _symmetric(value: float, half: float) -> Interval:
-    return Interval(value, value - half, value + half)
+def _symmetric(value: float, half: float, least: float = -1.0) -> Interval:
+    """Return an interval around a value, within what an accuracy (`least` 0) or a difference of two can be: that of two
+    seeds often reaches beyond."""
+    return Interval(value, max(value - half, least), min(value + half, 1.0))
 
 
 def _ratio(gain: float, gap: float, covariances: Floats, t: float) -> Interval | None:

@@ -143,21 +143,21 @@ def _of_seed(run: Run, teacher: Tensor | None) -> dict[str, Any]:
 
 
 def _over_seeds(runs: Sequence[Run], teacher: Tensor | None) -> _OverSeeds:
-    students_m = np.array([_share(run.student) for run in runs])
+    students_m, images = np.array([_share(run.student) for run in runs]), len(runs[0].student)
     baselines = [run.alone for run in runs if run.alone is not None]
-    student = intervals.mean_over_seeds(students_m)
+    student = intervals.mean_over_seeds(students_m, images)
     if len(baselines) < len(runs):
         return _OverSeeds(len(runs), student, None, None, None, None, None)
     baselines_m = np.array([_share(one) for one in baselines])
-    gain, gap = intervals.over_seeds(students_m, baselines_m, None if teacher is None else _share(teacher))
+    gain, gap = intervals.over_seeds(students_m, baselines_m, images, None if teacher is None else _share(teacher))
     if len(runs) < SEEDS_FOR_IMAGES_TOO:
-        return _OverSeeds(len(runs), student, intervals.mean_over_seeds(baselines_m), gain, gap, None, None)
+        return _OverSeeds(len(runs), student, intervals.mean_over_seeds(baselines_m, images), gain, gap, None, None)
     elsewhere = intervals.over_seeds_and_images(
         torch.stack([run.student for run in runs]).numpy(),
         torch.stack(baselines).numpy(),
         None if teacher is None else teacher.numpy(),
     )
-    return _OverSeeds(len(runs), student, intervals.mean_over_seeds(baselines_m), gain, gap, *elsewhere)
+    return _OverSeeds(len(runs), student, intervals.mean_over_seeds(baselines_m, images), gain, gap, *elsewhere)
 
 
 def _no_gap(found: Paired | None, teacher: Tensor | None, teacher_answers: bool | None) -> dict[str, str] | None:
@@ -199,6 +199,10 @@ class _Ruling:
     gap_closed: Interval | None
     scope: str = ""
 
+    @property
+    def named_scope(self) -> str:
+        return f"{self.scope}:" if self.scope else ""
+
 
 def _ruling(over_images: Paired, over: _OverSeeds | None) -> _Ruling:
     """Return what the sentence is about: with several seeds their mean, unless it is the images that leave it open. A
@@ -219,7 +223,7 @@ def _comparison(over_images: Paired, over: _OverSeeds | None, figures: str) -> l
     gain, gap, clauses = ruling.gain, ruling.gap_closed, []
     if gap is not None:
         low, high = (_signed(100 * bound, "") for bound in (gap.low, gap.high))
-        interval = f"(95 % interval{ruling.scope} {low} to {high} %)"
+        interval = f"(95 % interval{ruling.named_scope} {low} to {high} %)"
         clauses.append(f"gap closed: {_signed(100 * gap.value, '')} % {interval}")
     side = "above" if own.value >= 0 else "below"
     figures = f"{figures} {abs(100 * own.value):.1f} points {side} the same student alone"
@@ -230,7 +234,7 @@ def _comparison(over_images: Paired, over: _OverSeeds | None, figures: str) -> l
         clauses.append(f"no measurable gain: the interval holds 0 ({_points(gain)} points{ruling.scope})")
         return [*clauses, *([mean] if mean else []), figures]
     finding = "distilling helped" if gain.low > 0 else "distilling harmed"
-    interval = f"(95 % interval{ruling.scope} {_points(gain)})"
+    interval = f"(95 % interval{ruling.named_scope} {_points(gain)})"
     return [*clauses, f"{finding}: {mean or figures} {interval}", *([figures] if mean else [])]
 
 
@@ -238,7 +242,8 @@ def _seeds_without_baseline(over: _OverSeeds | None) -> list[str]:
     if over is None:
         return []
     low, high = (f"{100 * bound:.1f}" for bound in (over.student.low, over.student.high))
-    return [f"the mean over seeds is {_percent(over.student.value)} (95 % interval {low} to {high} %)"]
+    interval = f"(95 % interval for other seeds: {low} to {high} %)"
+    return [f"the mean of {over.seeds} seeds is {_percent(over.student.value)} {interval}"]
 
 
 def _percent(fraction: float) -> str:

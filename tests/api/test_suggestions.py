@@ -140,6 +140,31 @@ def test_suggested_names_what_was_not_measured_and_how_to_measure_it():
     assert "convnet4" not in {one["architecture"] for one in one["not_measured"]}
 
 
+def test_suggested_says_why_nothing_is_suggested():
+    why = found({"budget_ms": 0.1}, [benchmark("a", 1, row(), row("onnx"))])["why"]
+    assert why == "2 files measured at this shape, and none is within the budget"
+    assert found({"budget_ms": 1, "classes": 3}, [benchmark("a", 1, row())])["why"].startswith("0 files measured")
+
+
+async def test_suggestions_take_data_sets_by_their_registered_names(service: Service) -> None:
+    answer = await service.http.get("/v1/suggestions", params={"budget_ms": 5, "dataset": "digit"})
+    fault = problem(answer, 422, "invalid_request")["errors"][0]
+    assert (fault["pointer"], fault["got"]) == ("?dataset", "digit") and "did you mean 'digits'" in fault["message"]
+    blob = await service.upload(b"pictures")
+    sent = await service.http.post("/v1/datasets", json={"name": "mine", "blob": blob, "image_size": 8})
+    assert sent.status_code == 201, sent.text
+    parent = await service.submit()
+    figures = trained("convnet8", 0.9, row("onnx", accuracy=0.9), dataset=f"blob:{blob}").figures
+    await service.db.write(
+        registry.put_measurement, "default", "files", key_of_files(parent), {**figures, "job": parent}
+    )
+    for named_set in ({}, {"dataset": "mine"}, {"dataset": f"blob:{blob}"}):
+        answer = await service.http.get("/v1/suggestions", params={"budget_ms": 5, **named_set})
+        assert answer.json()["why"].endswith("have measured on mine") and answer.json()["ranked_by"] == "accuracy"
+    other = (await service.http.get("/v1/suggestions", params={"budget_ms": 5, "dataset": "digits"})).json()
+    assert "an accuracy on digits at this shape" in other["why"]
+
+
 async def test_suggestions_read_what_the_project_has_measured(service: Service) -> None:
     problem(await service.http.get("/v1/suggestions"), 422, "invalid_request")
     await service.db.write(

@@ -417,9 +417,15 @@ def test_list_of_no_jobs_prints_a_hint():
 
 
 def test_show():
+    file = {
+        "name": "student.onnx", "format": "onnx", "bytes": 1234, "runtime": "onnxruntime 1.28", "accuracy": 0.812,
+        "agreement": 0.995, "latency": [{"batch": 1, "p50_ms": 0.37, "p95_ms": 1}], "refused": None,
+    }  # fmt: skip
+    artifact = {"name": "report.html", "bytes": 7, "sha256": "0" * 64, "media_type": "text/html", "href": "/"}
     fake = FakeService(
         {
-            "GET /v1/jobs/job_1": job(result=report()),
+            "GET /v1/jobs/job_1": job(result={**report(), "files": [file]}),
+            "GET /v1/jobs/job_1/artifacts": page([{**artifact, "name": "student.onnx"}, artifact]),
             "GET /v1/jobs/job_1/attempts": page([attempt(1, how="lost"), attempt(2, how="succeeded", first_step=40)]),
             "GET /v1/jobs/job_1/logs": httpx.Response(200, text="what it printed\n"),
             "GET /v1/jobs/job_1/events": page([event(1, "queued")]),
@@ -428,6 +434,8 @@ def test_show():
     shown = run(fake, "show", "job_1").stdout
     assert "student alone" in shown
     assert "allowed actions" in shown
+    assert re.search(r"student.onnx +onnxruntime 1.28 +1,234 +81.2 % +99.5 % +0.37", shown)
+    assert "files to download: student.onnx, report.html\n" in shown
     assert re.search(r"^ *1 +0 +lost .*host-7-abc", shown, re.MULTILINE)
     assert re.search(r"^ *2 +40 +succeeded ", shown, re.MULTILINE)
     assert json.loads(run(fake, "show", "job_1", "--json").stdout)["id"] == "job_1"
@@ -652,7 +660,7 @@ def test_export_prints_each_file_and_fetches_them(tmp_path: Path):
     assert fake.bodies("POST /v1/jobs/job_0/exports") == [
         {"export": ["onnx", "onnx_int8"], "checkpoint": "last", "export_options": options}
     ]
-    assert "convnet4, last weights, epoch 7, checkpoint of step 1,200" in done.stdout
+    assert "convnet4, last weights of job_0, epoch 7, checkpoint of step 1,200" in done.stdout
     assert "accuracy 63.9 % (95 % interval 58.8 to 68.7 %)" in done.stdout
     row = next(line for line in done.stdout.splitlines() if "student.onnx " in line)
     assert row.split() == [
@@ -926,6 +934,7 @@ def test_show_has_verdict_teacher_check_and_warnings():
         warnings=[warning()],
     )
     fake = FakeService({"GET /v1/jobs/job_1": ended, "GET /v1/jobs/job_1/attempts": page([])})
+    fake.routes["GET /v1/jobs/job_1/artifacts"] = page([])
     done = run(fake, "show", "job_1")
     assert done.stdout.splitlines()[0] == "The student is worse than the student alone."
     assert re.search(r"^teacher check +70\.2 % on 1,000 of 10,000 test images", done.stdout, re.MULTILINE)

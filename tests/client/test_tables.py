@@ -418,7 +418,7 @@ MEASURED: Any = {
 
 def test_estimate_lines_give_time_by_phase_and_memory():
     assert tables.estimate_lines(MEASURED) == [
-        "estimate: about 1 h 07 min (preparing 3 s, training 1 h 05 min, evaluating 2 min)",
+        "estimate: about 1 h 07 min (preparing 3 s, training 1 h 05 min, evaluating 2 min), without writing files",
         "  640 MB of memory on cpu, 2 threads, as measured in earlier jobs",
     ]
 
@@ -426,7 +426,7 @@ def test_estimate_lines_give_time_by_phase_and_memory():
 def test_estimate_lines_name_a_phase_that_is_not_known():
     phases = {**MEASURED["seconds_by_phase"], "preparing": None}
     lines = tables.estimate_lines({**MEASURED, "basis": "probe", "seconds_by_phase": phases})
-    assert lines[0].endswith("(training 1 h 05 min, evaluating 2 min), without preparing")
+    assert lines[0].endswith("(training 1 h 05 min, evaluating 2 min), without preparing and writing files")
     assert lines[1].endswith("from a probe of a few steps")
 
 

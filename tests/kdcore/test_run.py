@@ -137,6 +137,7 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_bits(method, steps, data, te
     of_attempts = dict.fromkeys(REPORT_OF_ATTEMPTS)
     assert {**resumed, **of_attempts} == {**report, **of_attempts}
     assert resumed["timings"]["training"].keys() == {"student", "alone"}
+    assert report["seconds"] >= report["timings"]["exporting"] + sum(report["timings"]["training"].values())
     assert resumed["cost"]["stages"].keys() == report["cost"]["stages"].keys()
 
 

@@ -171,6 +171,23 @@ def test_model_card_names_from_outside_are_text(job):
     assert r"cc-by-nc-4.0 \| \*only\*" in body
 
 
+def test_model_card_of_several_seeds_states_their_mean(job):
+    over = {
+        "seeds": 3,
+        "student": {"value": 0.7, "low": 0.66, "high": 0.74},
+        "alone": {"value": 0.65, "low": 0.6, "high": 0.7},
+        "gain": {"value": 0.05, "low": -0.01, "high": 0.11},
+    }
+    report = {**job.report, "proof": {**job.report["proof"], "over_seeds": over}}
+    text = card.readme(report, job.spec.as_json(), [], []).replace("\u00a0", " ")
+    assert "**Over 3 seeds**" in text and "student 70.0 % (66.0 % to 74.0 %), student alone 65.0 %, gain +5.0" in text
+    lone = card.readme(
+        {**report, "proof": {**report["proof"], "over_seeds": {**over, "alone": None, "gain": None}}},
+        job.spec.as_json(), [], [],
+    )  # fmt: skip
+    assert "student alone 65" not in lone and "Over 3 seeds" in lone
+
+
 def test_model_card_of_published_weights_names_their_repository_and_licence(tmp_path):
     if find_spec("timm") is None:
         pytest.skip("timm is not installed")

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from kdcore.measure import intervals
-from kdcore.measure.intervals import over_seeds, over_seeds_and_images, paired, t_quantile
+from kdcore.measure.intervals import mean_over_seeds, over_seeds, over_seeds_and_images, paired, t_quantile
 
 
 def rights(count: int, *spans: tuple[int, int]) -> list[np.ndarray]:
@@ -89,21 +89,40 @@ def test_t_quantile_is_that_of_the_tables(df, quantile):
 
 def test_over_seeds_is_student_s_t_of_the_gains():
     """Gains 1, 2 and 3 %: mean 2 %, deviation 1 %, t 4.303."""
-    gain, none = over_seeds(np.array([0.71, 0.72, 0.73]), np.array([0.7, 0.7, 0.7]))
+    gain, none = over_seeds(np.array([0.71, 0.72, 0.73]), np.array([0.7, 0.7, 0.7]), 1000)
     half = 4.30265 * 0.01 / math.sqrt(3)
     assert (gain.value, gain.low, gain.high) == pytest.approx((0.02, 0.02 - half, 0.02 + half), abs=1e-5)
     assert none is None
 
 
+def test_over_seeds_ends_where_accuracies_and_their_differences_end():
+    """Two seeds: t is 12.7, so that the interval of 4.6 and 2.8 % would begin at -7.7 %."""
+    low = mean_over_seeds(np.array([0.046, 0.028]), 1000)
+    assert (low.value, low.low, low.high) == pytest.approx((0.037, 0.0, 0.037 + 12.7062 * 0.009), abs=1e-5)
+    assert mean_over_seeds(np.array([0.99, 0.95]), 100).high == 1.0
+    gain, _ = over_seeds(np.array([0.9, 0.4]), np.array([0.1, 0.4]), 10)
+    assert (gain.low, gain.high) == (-1.0, 1.0)
+
+
+def test_over_seeds_that_are_right_on_as_many_images_are_known_to_the_image_alone():
+    """Two seeds, 50 images: rounding has the variance 0.02 squared / 12, and t is 12.7."""
+    same = np.array([0.8, 0.8])
+    half = 12.7062 * 0.02 / math.sqrt(12) / math.sqrt(2)
+    mean, (gain, closed) = mean_over_seeds(same, 50), over_seeds(same, same - 0.1, 50, 0.96)
+    assert mean.high - mean.value == pytest.approx(half, rel=1e-5)
+    assert gain.high - gain.value == pytest.approx(half * math.sqrt(2), rel=1e-5)
+    assert closed is not None and closed.low < closed.value < closed.high
+
+
 def test_over_seeds_gap_closed_of_baselines_without_spread_is_the_gain_in_units_of_the_gap():
-    gain, closed = over_seeds(np.array([0.71, 0.72, 0.73]), np.array([0.7, 0.7, 0.7]), 0.75)
+    gain, closed = over_seeds(np.array([0.71, 0.72, 0.73]), np.array([0.7, 0.7, 0.7]), 10**6, 0.75)
     assert closed is not None
     assert [20 * one for one in vars(gain).values()] == pytest.approx(list(vars(closed).values()))
 
 
 def test_over_seeds_states_no_gap_to_a_teacher_within_the_spread_of_the_baselines():
-    assert over_seeds(np.array([0.8, 0.8]), np.array([0.65, 0.75]), 0.72)[1] is None
-    assert over_seeds(np.array([0.8, 0.8]), np.array([0.7, 0.7]), 0.6)[1] is None
+    assert over_seeds(np.array([0.8, 0.8]), np.array([0.65, 0.75]), 100, 0.72)[1] is None
+    assert over_seeds(np.array([0.8, 0.8]), np.array([0.7, 0.7]), 100, 0.6)[1] is None
 
 
 def test_over_seeds_and_images_of_seeds_that_all_answer_alike_is_the_interval_over_images():
@@ -120,7 +139,7 @@ def test_over_seeds_and_images_is_wider_than_over_seeds_alone():
     student = difficulty + 0.5 * rng.normal(size=(6, 300)) < 0.7
     alone = difficulty + 0.5 * rng.normal(size=(6, 300)) < 0.5
     teacher = difficulty + 0.5 * rng.normal(size=300) < 1.2
-    same = over_seeds(student.mean(1), alone.mean(1), float(teacher.mean()))
+    same = over_seeds(student.mean(1), alone.mean(1), 300, float(teacher.mean()))
     other = over_seeds_and_images(student, alone, teacher)
     for one, wider in zip(same, other, strict=True):
         assert one is not None and wider is not None and one.value == pytest.approx(wider.value)

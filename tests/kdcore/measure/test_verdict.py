@@ -127,7 +127,7 @@ def test_verdict_over_seeds_is_about_their_mean():
     gains = [one["student"] - one["alone"] for one in proof["seeds"]]
     assert over["gain"]["value"] == pytest.approx(sum(gains) / 3)
     assert over["gain_on_other_images"] is None and over["gap_closed_on_other_images"] is None
-    assert found.sentence.startswith("Gap closed: ") and "for other seeds" in found.sentence
+    assert found.sentence.startswith("Gap closed: ") and "(95 % interval for other seeds: " in found.sentence
     assert f"the mean gain of 3 seeds is {100 * over['gain']['value']:+.1f} points" in found.sentence
     assert "the delivered student is right on" in found.sentence
     assert proof["gain"] == verdict(several[:1], [500, 500], drawn(1000, 0.9), True).proof["gain"]
@@ -140,15 +140,15 @@ def test_verdict_from_five_seeds_on_is_for_other_images_too():
 
 
 def test_verdict_seeds_that_agree_on_too_few_images_prove_nothing():
-    """One image more in each of three seeds: the interval over seeds has no length, but there are only 100 images."""
-    found = verdict([Run(seed, right(0, 81), right(0, 80)) for seed in range(3)], EVEN)
+    """Two images more in each of three seeds: the interval over seeds is short, but there are only 100 images."""
+    found = verdict([Run(seed, right(0, 82), right(0, 80)) for seed in range(3)], EVEN)
     assert found.proof["over_seeds"]["gain"]["low"] > 0
     assert "no measurable gain: the interval holds 0" in found.sentence.lower()
 
 
 def test_verdict_seeds_without_baselines_have_a_mean():
     found = verdict([Run(seed, drawn(seed, 0.8), None) for seed in range(3)], [500, 500])
-    assert found.proof["over_seeds"]["gain"] is None and "the mean over seeds is" in found.sentence
+    assert found.proof["over_seeds"]["gain"] is None and "the mean of 3 seeds is" in found.sentence
 
 
 def test_verdict_warns_of_harm_by_the_mean_of_the_seeds_not_by_the_delivered_one():
