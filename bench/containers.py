@@ -35,6 +35,8 @@ IMAGE = "localhost/bench/distillery:built"
 TEACHER = {"name": "teacher", "dataset": "digits", "student": "convnet16", "method": "supervised"}
 LONG_EPOCHS = 60
 JOB_S = 600
+FILES = {"student.safetensors", "student.py", "student.onnx", "student.int8.onnx", "report.html", "model_card.zip"}
+"""What the libraries of the image make of a student."""
 UPLOAD_BYTES = 8_000_000
 """More than the proxy allows elsewhere."""
 GB = 1 << 30
@@ -195,10 +197,13 @@ def distil(distillery: Distillery) -> str:
             "method": "kd",
             "temperature": 4.0,
             "baseline": "train",
+            "export": ["onnx", "onnx_int8"],
             "training": {"epochs": 10, "seed": 1},
         }
         student = distillery.submit(spec)["id"]
         report = succeeded(distillery, student)
+        files = {artifact["name"] for artifact in distillery.artifacts(student)}
+        expect(files >= FILES, f"the image makes no {', '.join(sorted(FILES - files))}: {report['warnings']}")
     measured = {"teacher": report["teacher"], "student": report["student"], "alone": report["alone"]}
     for name, figures in measured.items():
         assert figures is not None, f"the report has no {name}"
