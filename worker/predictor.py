@@ -167,22 +167,24 @@ class Predictor:
         picture = self._context.files.picture_path(claimed.id)
         if not picture.is_file() or sha256_of(picture) != claimed.sha256:
             raise Internal("the image is gone or damaged", hint="send it again")
+        # A model whose file was deleted since the job used it is left out of the answer; without the student is none.
+        kept = {one: path for one in _others(claimed) if (path := self._context.files.path(one)).is_file()}
+        kept[claimed.student] = self._input(claimed.student)
         spec = {
             "kind": "prediction",
             "image": f"{FILE}{picture}",
             "job": claimed.spec,
             "dataset": claimed.dataset,
             "student": f"{BLOB}{claimed.student}",
-            "alone": None if claimed.alone is None else f"{BLOB}{claimed.alone}",
+            "alone": f"{BLOB}{claimed.alone}" if claimed.alone in kept else None,
         }
         (folder / "spec.json").write_text(json.dumps(spec))
         out, cache = folder / "out", cache_of(self._context.cache, claimed.project)
         out.mkdir()
         make_folder(cache)
         arguments = [str(folder / "spec.json"), "--out", str(out), "--cache", str(cache)]
-        digests = {claimed.student, claimed.alone, *blobs_in(claimed.spec.get("teacher"))} - {None}
-        for digest in sorted(map(str, digests)):
-            arguments += ["--input", f"{BLOB}{digest}={self._input(digest)}"]
+        for digest, path in sorted(kept.items()):
+            arguments += ["--input", f"{BLOB}{digest}={path}"]
         return arguments
 
     def _input(self, digest: str) -> Path:
@@ -207,6 +209,11 @@ class Predictor:
         for path in old:
             if path.name not in named:
                 path.unlink(missing_ok=True)
+
+
+def _others(claimed: Claimed) -> set[str]:
+    """Return the digests of the files of all models beside the student."""
+    return {*blobs_in(claimed.spec.get("teacher")), *([claimed.alone] if claimed.alone else [])}
 
 
 def memory_bytes(bound: int | None, host: int | None) -> int:

@@ -19,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from base.errors import DatasetUnreadable, TeacherMismatch
+from base.references import BLOB, blobs_in
 from kdcore import data, device, models
 from kdcore.catalog import DatasetFacts
 from kdcore.classifier import Classifier, FrozenTeacher, TeacherEnsemble
@@ -183,6 +184,9 @@ def _teacher(
         return None, (), "the job has no teacher of its own"
     if any(one.logits is not None for one in spec.teachers):
         return None, (), "the teacher is a file of logits: it has no network that could see another image"
+    needed = blobs_in([one.model_dump(mode="json") for one in spec.teachers])
+    if any(f"{BLOB}{digest}" not in workspace.inputs for digest in needed):
+        return None, (), "the teacher's file is not stored any more"
     nothing = Images(torch.empty(0, facts.channels, *facts.image_size, dtype=torch.uint8), torch.empty(0).long())
     only_facts = Data(nothing, nothing, tuple(facts.class_names), facts)
     named = dict(each_teacher({"teacher": spec.teacher}))

@@ -101,6 +101,22 @@ def test_work_gives_the_engine_its_inputs_and_no_more(
     assert "--cache" in order.arguments and "--resume" not in order.arguments
 
 
+def test_work_leaves_out_a_teacher_whose_file_is_gone(
+    context: WorkerContext, db: JobDatabase, job: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+):
+    """Its registration may be deleted when the job has succeeded; the student can still be tried."""
+    teacher = db.files.put_stream([b"the teacher"]).sha256
+    orders = []
+    send_order = engine.send_order
+    monkeypatch.setattr(engine, "send_order", lambda channel, order, **more: orders.append(order) or send_order(channel, order, **more))  # fmt: skip  # noqa: E501
+    asked = ask(db, job(teacher={"checkpoint": f"blob:sha256:{teacher}"}))
+    db.files.path(teacher).unlink()
+    work(context)
+    assert read(db, asked).state == "answered"
+    inputs = " ".join(orders[0].arguments)
+    assert teacher not in inputs and hashlib.sha256(b"weights").hexdigest() in inputs
+
+
 def test_work_has_nothing_to_do_without_a_question(context: WorkerContext):
     assert not Predictor(context).work()
 

@@ -113,6 +113,10 @@ def test_run_prediction_of_a_job_without_teacher_or_baseline(data, teacher, tmp_
     assert said["notes"] == ["the job has no teacher of its own"]
     said = answer(done, test_image(data), tmp_path, teacher={"logits": "blob:sha256:" + 64 * "a"})
     assert said["teacher"] is None and said["notes"][0].startswith("the teacher is a file of logits")
+    gone = {"checkpoint": "blob:sha256:" + 64 * "a", "architecture": "convnet4"}
+    said = answer(done, test_image(data), tmp_path, teacher=gone)
+    assert said["teacher"] is None and said["student"] is not None
+    assert said["notes"] == ["the teacher's file is not stored any more"]
 
 
 def test_run_prediction_of_a_student_with_several_members(data, teacher, tmp_path):
