@@ -3,7 +3,7 @@
 <key>/              decoded            <key>.lock, while it is decoded, or found and marked as used
 <key>.partial/      being decoded
 <key>-streamed/     labels and places of pictures that are decoded when they are needed, locked as <key>/
-<key>-teacher/      what a teacher answers for views (`kdcore/view_store.py`); <key>-teacher.lock is shared by all users
+<key>-teacher/      what a teacher answers for views (`kdcore/cache/store.py`); all its users share <key>-teacher.lock
 <key>-logits/       a teacher's logits on test images, locked while they are written
 downloads/<name>/   as published       downloads/<name>.lock; it is also in use while a lock `<name>-….lock` is held
 downloads/<name>.partial/

@@ -42,7 +42,7 @@ class Computing:
     overlap: bool = False
     """The teacher sees the next batch in a thread of its own, with half of the threads of the CPU."""
     pieces: bool = False
-    """The teacher runs on pieces of one size, so that its outputs can be kept and used again (`teacher_cache.py`)."""
+    """The teacher runs on pieces of one size, so that its outputs can be kept and used again (`cache/teacher.py`)."""
     why: str = ""
     """What decided the number of threads."""
     note: str = ""

@@ -19,7 +19,9 @@ from torch import nn
 
 from base.errors import LossDiverged
 from base.warning import WarningItem
-from kdcore import checkpoint, device, documents, exports, objectives, report, teacher_cache
+from kdcore import checkpoint, device, documents, exports, objectives, report
+from kdcore.cache import teacher as teacher_cache
+from kdcore.cache.teacher import CachedTeacher
 from kdcore.catalog.facts import DATASET_READING, DatasetFacts
 from kdcore.checkpoint import Meter, Progress, Watch
 from kdcore.classifier import Classifier, FrozenTeacher
@@ -38,7 +40,6 @@ from kdcore.schemes.offline import Alone, Offline, Preparation, TeacherAhead
 from kdcore.spec import GIVEN, JobSpec, Trial, each_start, start_summary, trials
 from kdcore.spec.methods import SchemeOptions
 from kdcore.stored_logits import StoredLogits
-from kdcore.teacher_cache import CachedTeacher
 from kdcore.training import Observer, Outcome, StageTraining
 
 log = logging.getLogger("kdcore")

@@ -95,10 +95,10 @@ def test_command_in_a_ready_environment_installs_nothing(ready: Path, arguments:
 @pytest.mark.parametrize(
     ("command", "extras"),
     [
-        ("demo", "timm"),
-        ("up", "timm"),
-        ("distillery", "timm"),
-        ("cluster", "timm,cluster"),
+        ("demo", "timm,onnx"),
+        ("up", "timm,onnx"),
+        ("distillery", "timm,onnx"),
+        ("cluster", "timm,onnx,cluster"),
         ("check", "dev"),
         ("audit", "dev"),
         ("test", "dev"),
@@ -114,7 +114,7 @@ def test_command_adds_extras_and_never_removes_any(ready: Path):
     stamp(ready, "service")
     for command, installs in [
         ("up", None),
-        ("cluster", "timm,cluster"),
+        ("cluster", "timm,onnx,cluster"),
         ("up", None),
         ("test", "dev"),
         ("cluster", None),

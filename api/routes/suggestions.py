@@ -12,7 +12,6 @@ from starlette.responses import Response
 
 from api.dependencies import Caller, Db
 from api.problems import Invalid, summary
-from api.routes.benchmarks import CHANNELS, CLASSES
 from api.schemas import Json, iso
 from base.errors import Fault
 from base.references import BLOB
@@ -39,8 +38,8 @@ class Budget(BaseModel):
     budget_ms: float | None = Field(default=None, gt=0, le=1e6, description="The most that the p50 latency may be.")
     budget_bytes: int | None = Field(default=None, ge=1, le=1 << 50, description="The most bytes that it may have.")
     image_size: int = Field(default=32, ge=4, le=1024, description="Height and width of the images.")
-    channels: int = Field(default=CHANNELS, ge=1, le=4)
-    classes: int = Field(default=CLASSES, ge=2, le=100_000)
+    channels: int = Field(default=3, ge=1, le=4)
+    classes: int = Field(default=10, ge=2, le=100_000)
     batch: int = Field(default=1, ge=1, le=1024, description="The latency is that of so many images at once.")
     runtime: Annotated[str, Text(40)] | None = Field(
         default=None, description="torch, onnxruntime, torch.export or openvino. Default: all."

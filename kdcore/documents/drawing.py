@@ -50,7 +50,6 @@ class Chart:
     left: int = LEFT
     right: int = RIGHT
     top: int = TOP
-    bottom: int = BOTTOM
 
 
 Dot = tuple[float, float, float]

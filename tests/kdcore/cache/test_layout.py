@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 import torch
 
+from kdcore.cache.layout import MOST_BYTES, Layout, same_bits
 from kdcore.lesson import Reduced, View
-from kdcore.view_layout import MOST_BYTES, Layout, same_bits
 
 MAP = Reduced(("layer",), "map", lambda tap: tap)
 

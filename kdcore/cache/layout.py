@@ -15,8 +15,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from kdcore.cache.store import Records
 from kdcore.lesson import Reduced, View
-from kdcore.view_store import Records
 
 MOST_BYTES = 16 << 10
 """The largest view, in bytes of float32, that is kept."""

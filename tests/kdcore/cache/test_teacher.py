@@ -11,14 +11,16 @@ from safetensors.torch import load_file
 from torch import nn
 
 from base.data_cache import TEACHER
-from kdcore import teacher_cache, teacher_key, view_store
+from kdcore.cache import key as teacher_key
+from kdcore.cache import store as view_store
+from kdcore.cache import teacher as teacher_cache
+from kdcore.cache.store import ViewStore
 from kdcore.checkpoint import Stopped
 from kdcore.classifier import FrozenTeacher
 from kdcore.device import Computing
 from kdcore.prepare import prepare
 from kdcore.run import run
 from kdcore.training import StageTraining
-from kdcore.view_store import ViewStore
 from tests.kdcore.engine import (
     distilled,
     events,
@@ -324,7 +326,7 @@ def test_views_that_cannot_be_kept_are_computed_as_they_come(method, training, s
 
 
 def test_activations_that_are_too_large_are_not_kept(data, teacher, tmp_path, monkeypatch):
-    from kdcore import view_layout
+    from kdcore.cache import layout as view_layout
 
     monkeypatch.setattr(view_layout, "MOST_BYTES", 100)
     _, report, _ = finish(spec_of(data, teacher, "nst"), tmp_path / "job")

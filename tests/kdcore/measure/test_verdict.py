@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from kdcore.verdict import Run, verdict
+from kdcore.measure.verdict import Run, verdict
 
 EVEN = [25, 25, 25, 25]
 

@@ -6,10 +6,10 @@ The loss sees the same bits whether a view's outputs were stored, were computed 
   full. A piece may reach into later batches, so that few missing views cost little.
 - Before the first piece, two pieces of noise show whether a row's outputs are the same bits in another place, beside
   other rows, and on one thread. If they are not, the teacher runs on whole batches and nothing is kept.
-- Stored numbers are those that the teacher gave (`view_layout.py`).
+- Stored numbers are those that the teacher gave (`layout.py`).
 - Of the first views that an earlier process has stored, one piece is computed again and compared.
 
-What decides the outputs is in the key (`teacher_key.py`). An entry of the cache belongs to one key (`view_store.py`).
+What decides the outputs is in the key (`key.py`). An entry of the cache belongs to one key (`store.py`).
 Shapes: N batch, W numbers of a view.
 """
 
@@ -30,6 +30,9 @@ from torch import Tensor
 
 from base.data_cache import TEACHER, TEACHER_MAX_BYTES
 from base.warning import WarningItem
+from kdcore.cache.key import decides
+from kdcore.cache.layout import Layout, Values, same_bits
+from kdcore.cache.store import Keys, ViewStore
 from kdcore.classifier import Classifier
 from kdcore.data import streaming
 from kdcore.data.images import TrainingSet
@@ -37,9 +40,6 @@ from kdcore.data.views import Views, order
 from kdcore.lesson import NOTHING, Batch, Needs, Teacher, View
 from kdcore.prepare import PreparedJob, Workspace
 from kdcore.spec import RandomResizedCrop, Training
-from kdcore.teacher_key import decides
-from kdcore.view_layout import Layout, Values, same_bits
-from kdcore.view_store import Keys, ViewStore
 
 log = logging.getLogger("kdcore")
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from base.data_cache import TEACHER, lock_of
-from kdcore import view_store
-from kdcore.view_store import NoRoom, ViewStore, size_of
+from kdcore.cache import store as view_store
+from kdcore.cache.store import NoRoom, ViewStore, size_of
 
 SIZE = 6
 

@@ -1,4 +1,4 @@
-"""What decides the outputs of a job's teacher, as JSON: the key under which they are kept (`teacher_cache.py`)."""
+"""What decides the outputs of a job's teacher, as JSON: the key under which they are kept (`teacher.py`)."""
 
 import os
 import platform
