@@ -333,12 +333,19 @@ class ClassesView(TypedDict):
     """At most 20 pairs, the most similar first; empty without a teacher of these classes."""
 
 
+BUSY = 0.8
+"""With less of the CPU than that (`cpu_share`), latencies are said to be too long."""
+
+
 class Latency(TypedDict):
     """The percentiles of the time of one run of a batch, over all runs."""
 
     batch: int
     p50_ms: float
     p95_ms: float
+    cpu_share: NotRequired[float]
+    """CPU seconds of the process by second of these runs, at most 1. Of files; far below 1, other programs had the CPU,
+    and the times are too long."""
 
 
 class Refused(TypedDict):

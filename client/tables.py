@@ -12,6 +12,7 @@ from rich.text import Text
 
 from base.text import shown
 from base.wire import (
+    BUSY,
     ArtifactView,
     AttemptView,
     AuditView,
@@ -307,6 +308,13 @@ def files_table(files: Sequence[Mapping[str, Any]]) -> Table:
             None if memory is None else f"{memory / 2**20:.0f} MiB",
         )
     return table
+
+
+def busy_lines(files: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return a line if other programs used the CPU while the latencies of files were measured."""
+    share = min((one.get("cpu_share", 1.0) for row in files for one in row.get("latency") or ()), default=1.0)
+    text = f"other programs used the CPU meanwhile (a file had {100 * share:.0f} % of it): the latencies are too long"
+    return [text] if share < BUSY else []
 
 
 def artifact_lines(artifacts: Sequence[ArtifactView]) -> list[str]:

@@ -4,7 +4,7 @@ import json
 import re
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Self, cast
 
 import typer
@@ -293,16 +293,21 @@ def print_report(job: JobView, console: Console) -> None:
         print_lines(console, *tables.evaluation_lines(job))
     elif job["kind"] == "export":
         print_lines(console, *tables.export_lines(job))
-        console.print(tables.files_table(tables.export(job)["files"]))
+        _print_files(tables.export(job)["files"], console)
     elif job["kind"] == "benchmark":
         figures = cast(Benchmark, job["result"])
         print_lines(console, *tables.benchmark_lines(figures))
-        console.print(tables.files_table(figures["files"]))
+        _print_files(figures["files"], console)
     else:
         console.print(tables.report_table([job["result"]]))
         print_lines(console, *tables.proof_lines([job["result"]]))
         if files := job["result"].get("files"):
-            console.print(tables.files_table(files))
+            _print_files(files, console)
+
+
+def _print_files(files: Sequence[Mapping[str, Any]], console: Console) -> None:
+    console.print(tables.files_table(files))
+    print_lines(console, *tables.busy_lines(files))
 
 
 def print_result(job: JobView, console: Console, hint: str | None = None) -> bool:

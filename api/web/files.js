@@ -7,6 +7,8 @@ const FORMATS = [
   ["safetensors", "safetensors"], ["onnx", "ONNX"], ["onnx_int8", "ONNX, int8"], ["torch_export", "torch.export"], ["openvino", "OpenVINO"],
 ];
 const NAMES = Object.fromEntries(FORMATS);
+/** With less of the CPU than that, latencies are said to be too long. */
+const BUSY = 0.8;
 const QUANTIZATIONS = { after_training: "int8 after the training", aware: "int8, trained for it" };
 const DOCUMENTS = {
   "report.json": "all figures", "report.html": "the report as one page", "student.py": "the network's source, for PyTorch alone",
@@ -172,7 +174,9 @@ function int8(found) {
 function machines(files) {
   const each = [...new Set(files.filter(({ latency }) => latency?.length).map(({ cpu, device, threads }) =>
     [cpu || device?.name, threads && `${threads} thread${threads === 1 ? "" : "s"}`].filter(Boolean).join(", ")))].filter(Boolean);
-  return each.length > 0 && h("p", { class: "quiet" }, `Latency and memory were measured on ${each.join("; ")}.`);
+  const share = Math.min(1, ...files.flatMap(({ latency }) => (latency || []).map((one) => one.cpu_share ?? 1)));
+  const busy = share < BUSY ? ` Other programs used the CPU meanwhile, and left ${percent(share, 0)} of the time to a file: such latencies are too long.` : "";
+  return each.length > 0 && h("p", { class: "quiet" }, `Latency and memory were measured on ${each.join("; ")}.${busy}`);
 }
 
 const documents = (files) => h("table", { class: "documents" },

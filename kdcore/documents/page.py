@@ -23,6 +23,7 @@ import torch
 from PIL import Image
 
 from base.references import BLOB, FILE
+from base.wire import BUSY
 from kdcore.data.images import Images
 from kdcore.documents import drawing
 from kdcore.measure import chance
@@ -79,6 +80,7 @@ def html(report: Mapping[str, Any], spec: Mapping[str, Any], curves: Curves, pic
         names=report["dataset"]["class_names"],
         pictures={row: "data:image/png;base64," + base64.b64encode(png).decode() for row, png in pictures.items()},
         phases=_phases(report),
+        busy=_busy(report),
         cache=_cache(report),
     )
 
@@ -223,6 +225,13 @@ def _phases(report: Mapping[str, Any]) -> list[dict[str, Any]]:
             seconds[title] = given
     longest = max(seconds.values(), default=0.0) or 1.0
     return [{"title": title, "seconds": one, "share": round(one / longest, 4)} for title, one in seconds.items()]
+
+
+def _busy(report: Mapping[str, Any]) -> float | None:
+    """Return the least share of the CPU that a file had while its latency was measured; None where it had most."""
+    runs = (one for file in report.get("files") or () for one in file["latency"])
+    share: float = min((one.get("cpu_share", 1.0) for one in runs), default=1.0)
+    return share if share < BUSY else None
 
 
 def _cache(report: Mapping[str, Any]) -> dict[str, Any] | None:

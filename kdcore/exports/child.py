@@ -62,8 +62,12 @@ def _limit_memory(most: int) -> None:
 
 
 def _latency(run: Run, inputs: Inputs, size: int, image_bytes: int) -> dict[str, float]:
+    """Return the latency of a batch, and the share of the time in which this process had the CPU."""
     images = inputs(bytearray(os.urandom(size * image_bytes)), size)
-    return percentiles(partial(run, images), size)
+    computed, began = time.process_time(), time.perf_counter()
+    found = percentiles(partial(run, images), size)
+    share = (time.process_time() - computed) / (time.perf_counter() - began)
+    return {**found, "cpu_share": round(min(1.0, share), 3)}
 
 
 def percentiles(

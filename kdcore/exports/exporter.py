@@ -176,7 +176,7 @@ class FileRow:
     images: int = 0
     """Test images on which both were measured."""
     latency: Sequence[Mapping[str, float]] = ()
-    """For each batch size: `batch`, `p50_ms`, `p95_ms`."""
+    """For each batch size: `batch`, `p50_ms`, `p95_ms`, `cpu_share`."""
     threads: int | None = None
     cpu: str | None = None
     peak_memory_bytes: int | None = None

@@ -9,18 +9,11 @@ from typing import Any, TypeVar
 
 from base.errors import Fault
 from kdcore.catalog import UnknownName, architecture
-from kdcore.spec.job import (
-    TRAINED_BASELINES,
-    Dataset,
-    Multistep,
-    RandomResizedCrop,
-    Student,
-    Teacher,
-    Training,
-    Unlabelled,
-)
+from kdcore.spec.inputs import Dataset, Student, Teacher, Unlabelled
+from kdcore.spec.job import TRAINED_BASELINES
 from kdcore.spec.methods import METHODS, Method, scheme_of
 from kdcore.spec.methods.options import SchemeKind
+from kdcore.spec.recipe import Multistep, RandomResizedCrop, Training
 from kdcore.spec.shipping import Quantization, default_aware_epochs
 
 Fields = Mapping[str, Any]

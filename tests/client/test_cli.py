@@ -419,7 +419,7 @@ def test_list_of_no_jobs_prints_a_hint():
 def test_show():
     file = {
         "name": "student.onnx", "format": "onnx", "bytes": 1234, "runtime": "onnxruntime 1.28", "accuracy": 0.812,
-        "agreement": 0.995, "latency": [{"batch": 1, "p50_ms": 0.37, "p95_ms": 1}], "refused": None,
+        "agreement": 0.995, "latency": [{"batch": 1, "p50_ms": 0.37, "p95_ms": 1, "cpu_share": 0.4}], "refused": None,
     }  # fmt: skip
     artifact = {"name": "report.html", "bytes": 7, "sha256": "0" * 64, "media_type": "text/html", "href": "/"}
     fake = FakeService(
@@ -436,6 +436,7 @@ def test_show():
     assert "allowed actions" in shown
     assert re.search(r"student.onnx +onnxruntime 1.28 +1,234 +81.2 % +99.5 % +0.37", shown)
     assert "files to download: student.onnx, report.html\n" in shown
+    assert "a file had 40 % of it): the latencies are too long\n" in shown
     assert re.search(r"^ *1 +0 +lost .*host-7-abc", shown, re.MULTILINE)
     assert re.search(r"^ *2 +40 +succeeded ", shown, re.MULTILINE)
     assert json.loads(run(fake, "show", "job_1", "--json").stdout)["id"] == "job_1"

@@ -70,7 +70,7 @@ def test_ship_rows_say_by_what_on_what_and_how_fast_a_file_was_run(shipped):
     }  # fmt: skip
     for row in shipped.rows.values():
         assert [one["batch"] for one in row.latency] == [1, 8]
-        assert all(0 < one["p50_ms"] <= one["p95_ms"] for one in row.latency)
+        assert all(0 < one["p50_ms"] <= one["p95_ms"] and 0 < one["cpu_share"] <= 1 for one in row.latency)
         assert row.threads == torch.get_num_threads() and row.cpu == measuring.cpu_name() and row.cpu
         assert row.runtime.split()[1][0].isdigit()
         assert row.peak_memory_bytes > 10 << 20
