@@ -41,6 +41,8 @@ NUMERIC_TOLERANCE = 1e-3
 MEMORY_BYTES = 4 << 30
 MEMORY_PER_BYTE = 40
 """The child may allocate MEMORY_BYTES, and so many times the size of its file."""
+OUT_OF_MEMORY = ("MemoryError", "allocate memory", "AllocateRaw", "bad_alloc")
+"""Words of Python, PyTorch, onnxruntime and OpenVINO when there is no more."""
 
 
 class FileFailed(Exception):
@@ -196,8 +198,8 @@ def _sizes(count: int) -> list[int]:
 class _Child:
     """The parent's end of a child process."""
 
-    def __init__(self, process: subprocess.Popen[bytes], noise: IO[bytes], folder: Path) -> None:
-        self._process, self._noise, self._folder = process, noise, folder
+    def __init__(self, process: subprocess.Popen[bytes], noise: IO[bytes], request: Request) -> None:
+        self._process, self._noise, self._request = process, noise, request
 
     def begin(self) -> dict[str, Any]:
         line = self._to_read().readline()
@@ -230,7 +232,14 @@ class _Child:
         text = self._noise.read().decode(errors="replace").strip()
         log.warning("the process that measures a file ended with code %d:\n%s", code, text)
         last = (text.splitlines() or [f"its process ended with code {code}"])[-1]
-        return FileFailed(last.replace(f"{self._folder}/", "")[:300])
+        if any(words in last for words in OUT_OF_MEMORY):
+            bytes_, images = self._request.memory_bytes, max(self._request.batch_sizes)
+            text = (
+                f"it needs more memory than the {bytes_ / 1e9:.1f} GB that a measurement may take, with {images} images"
+            )
+            return FileFailed(f"{text} at a time: a smaller batch_size needs less")
+        folder = Path(self._request.path).parent
+        return FileFailed(last.replace(f"{folder}/", "")[:300])
 
 
 @contextmanager
@@ -247,7 +256,7 @@ def _child(request: Request) -> Iterator[_Child]:
         try:
             with process:
                 try:
-                    yield _Child(process, noise, Path(request.path).parent)
+                    yield _Child(process, noise, request)
                 except BaseException:
                     process.kill()
                     with suppress(OSError):  # What it has not read cannot be sent any more.

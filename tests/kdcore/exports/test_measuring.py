@@ -56,6 +56,16 @@ def test_measure_a_file_that_fails_at_a_batch_size_fails_with_its_last_line(one,
         measured(one, tmp_path, source=broken)
 
 
+def test_measure_a_file_that_needs_too_much_memory_says_what_needs_less(one, tmp_path):
+    """The file may be good: what is wrong is the batch with which it is measured."""
+    text = "can't allocate memory: you tried to allocate 4294967296 bytes"
+    broken = f"{student_source(one)}\n\ndef load(path):\n    raise RuntimeError({text!r})\n"
+    with pytest.raises(
+        FileFailed, match=r"more memory than the \d+\.\d GB .* with 4 images at a time: a smaller batch_size"
+    ):
+        measured(one, tmp_path, source=broken)
+
+
 def test_reference_is_computed_once_for_all_files(one, monkeypatch):
     first = measuring.reference(one, data(one, images()).test, 8)
     monkeypatch.setattr(measuring, "_reference", None)
