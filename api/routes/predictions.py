@@ -85,6 +85,8 @@ async def predict(
     there is no answer in time, or no worker, it is 202, and `Location` is where to look. If the models cannot be run,
     the `state` is `failed`, and `error` says why. The image is deleted when it is answered, the answer after an hour.
     """
+    if request.headers.get("content-type", "").startswith("multipart/form-data"):
+        raise MalformedBody("the body is a form: send the file itself, as by `curl --data-binary @cat.jpg`, not by -F")
     await db.read(_require_student, job_id, caller.project)
     if announced(request) > PICTURE_BYTES:
         raise _too_large()

@@ -116,6 +116,8 @@ async def test_predict_bounds_the_image(service: Service, monkeypatch: pytest.Mo
 
     problem(await service.http.post(where, content=pieces()), 413, "too_large")
     problem(await service.http.post(where), 400, "malformed_body")
+    body = problem(await service.http.post(where, files={"file": b"0"}), 400, "malformed_body")
+    assert "--data-binary" in body["detail"]
     assert pictures(service) == []
     assert (await service.http.post(where, content=b"0123456789")).status_code == 202
 
