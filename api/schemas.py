@@ -44,7 +44,8 @@ from base.wire import (
 )
 from kdcore.catalog import DatasetFacts, ModelFacts, ProgramFacts
 from kdcore.spec import DataOptions, ExportOptions, Formats, Preprocessing, Scheduling
-from kdcore.spec.job import Architecture, ClassMap, ClassNames, Labels, Part
+from kdcore.spec.inputs import Architecture, ClassMap, ClassNames, Part
+from kdcore.spec.job import Labels
 from kdcore.spec.kinds import Which
 from kdcore.spec.vocabulary import at_most, few_unknown
 from store.artifacts import Artifact

@@ -73,7 +73,7 @@ def choose(training: Training) -> torch.device:
     """Return the requested device; `auto` takes a GPU if there is one. Raises SpecInvalid if it is not available."""
     available = torch.cuda.is_available()
     if training.device == "cuda" and not available:
-        raise SpecInvalid("training.device is 'cuda', but no GPU is visible here", hint="set 'auto' or 'cpu'")
+        raise SpecInvalid("the device 'cuda' is asked for, but no GPU is visible here", hint="set 'auto' or 'cpu'")
     return torch.device("cuda" if available and training.device != "cpu" else "cpu")
 
 

@@ -38,6 +38,8 @@ ENDS_BY_S = 150.0
 """The longest time of one prediction, with the start of an engine; shorter than its lease."""
 KEEP_S = 600.0
 TIDY_EVERY_S = 300.0
+ORPHAN_AFTER_S = 300.0
+"""A picture without a row is deleted then: the row is written as soon as the picture has arrived, within a minute."""
 MEMORY_BYTES = (1_000_000_000, 4_000_000_000)
 """What an engine may take at least and at most; between these a tenth of the host's memory."""
 SCRATCH = "predictions"
@@ -199,7 +201,7 @@ class Predictor:
             gone = predictions.expire(connection)
         for prediction_id in gone:
             self._context.files.picture_path(prediction_id).unlink(missing_ok=True)
-        old = self._context.files.pictures(older_than_s=predictions.KEEP_S)
+        old = self._context.files.pictures(older_than_s=ORPHAN_AFTER_S)
         with self._context.database.connect() as connection:
             named = predictions.known(connection, [path.name for path in old])
         for path in old:

@@ -21,15 +21,17 @@ from api.problems import (
 )
 from api.routes.jobs import SUBMITTED, Key, accept, new_job, replay, views
 from api.schemas import Id, NewExport, Page, page
-from base.references import BLOB
+from base.references import BLOB, blobs_in
 from base.wakeup import MEMORY
 from base.wire import JobView
 from kdcore.spec import ExportSpec
 from kdcore.spec.shipping import not_installed
 from store import exports, jobs
+from store.errors import NotExportable as Refused
+from store.file_store import FileStore
 from store.idempotency import digest_of
 from store.jobs import JobQuery
-from store.records import NewestQuery
+from store.records import Job, NewestQuery
 
 router = APIRouter(prefix="/v1/jobs/{job_id}/exports", tags=["exports"])
 
@@ -75,6 +77,7 @@ async def submit(
     if settings.broker_url.startswith(MEMORY) and (faults := list(not_installed(sent.export))):
         raise SpecInvalid(summary(faults), faults)
     parent = await db.read(jobs.get, job_id, caller.project)
+    await to_thread.run_sync(require_data, files, parent)
 
     def newest() -> list[exports.Weights]:
         with db.connect() as connection:
@@ -117,3 +120,11 @@ async def listing(
         return page(views(connection, whole, settings.lease_s), following)
 
     return await db.scan(read)
+
+
+def require_data(files: FileStore, parent: Job) -> None:
+    """Raise NotExportable if a file of the job's data is gone. The export would fail in each of its attempts, after
+    each of which its worker waits longer, and all other jobs with it."""
+    for digest in sorted(set(blobs_in(parent.resolved_spec.get("dataset")))):
+        if not files.path(digest).is_file():
+            raise Refused(f"the job's data is not stored any more: upload the file of {BLOB}{digest} again", [])

@@ -10,35 +10,29 @@ from kdcore.spec.evaluation import (
     resolve_evaluation,
 )
 from kdcore.spec.fitting import Known, fit, start_summary
-from kdcore.spec.job import (
+from kdcore.spec.inputs import DataOptions, Dataset, Preprocessing, Student, Teacher, Unlabelled
+from kdcore.spec.job import JobSpec, Scheduling
+from kdcore.spec.kinds import BenchmarkSpec, ExportSpec, KindSpec
+from kdcore.spec.methods import METHODS, Method, MethodFacts, Options
+from kdcore.spec.plan import GIVEN, Stage, Trial, numbered, run_name, run_seeds, trials
+from kdcore.spec.reading import as_typed, parse, read
+from kdcore.spec.recipe import (
     AdamW,
     Augmentation,
     CachedViews,
     Cosine,
     CropFlip,
     Cutmix,
-    DataOptions,
-    Dataset,
-    JobSpec,
     Mix,
     Mixup,
     Multistep,
     NoAugmentation,
     Optimizer,
-    Preprocessing,
     RandomResizedCrop,
     Schedule,
-    Scheduling,
     Sgd,
-    Student,
-    Teacher,
     Training,
-    Unlabelled,
 )
-from kdcore.spec.kinds import BenchmarkSpec, ExportSpec, KindSpec
-from kdcore.spec.methods import METHODS, Method, MethodFacts, Options
-from kdcore.spec.plan import GIVEN, Stage, Trial, numbered, run_name, run_seeds, trials
-from kdcore.spec.reading import as_typed, parse, read
 from kdcore.spec.resolving import preprocessing, resolve
 from kdcore.spec.rules import (
     each_assistant,

@@ -10,7 +10,8 @@ from typing import Any
 from base.references import FILE
 from base.text import STORED
 from kdcore.catalog import DatasetFacts
-from kdcore.spec.job import Dataset, JobSpec
+from kdcore.spec.inputs import Dataset
+from kdcore.spec.job import JobSpec
 from kdcore.spec.methods.schemes import Supervised
 
 DO_NOT_COUNT = ("checkpoint_every_s", "device", "threads", "kernels", "step", "overlap")

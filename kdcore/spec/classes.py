@@ -19,7 +19,7 @@ from typing import Literal
 
 from base.errors import Fault
 from kdcore.catalog import DatasetFacts, ModelFacts, imagenet
-from kdcore.spec.job import ClassMap, Teacher, Unlabelled
+from kdcore.spec.inputs import ClassMap, Teacher, Unlabelled
 from kdcore.spec.rules import Fields, each_method
 
 Outputs = tuple[tuple[int, ...], ...]

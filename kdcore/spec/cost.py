@@ -16,8 +16,10 @@ from typing import Any, Literal
 from kdcore.catalog import DatasetFacts
 from kdcore.catalog.facts import Facts
 from kdcore.spec.fitting import Known, images_held_out
-from kdcore.spec.job import JobSpec, Teacher, Training
+from kdcore.spec.inputs import Teacher
+from kdcore.spec.job import JobSpec
 from kdcore.spec.plan import GIVEN, Stage, Trial, trials
+from kdcore.spec.recipe import Training
 
 VERSION = 1
 """A part of every key. Increase it when the same job comes to cost something else."""

@@ -15,7 +15,8 @@ from kdcore.spec.classes import (
     needs_classes,
 )
 from kdcore.spec.fitting import Known, images_per_class, images_to_train_on, start_summary, teacher_size
-from kdcore.spec.job import DataOptions, JobSpec, Student, Teacher
+from kdcore.spec.inputs import DataOptions, Student, Teacher
+from kdcore.spec.job import JobSpec
 from kdcore.spec.plan import aware_epochs
 from kdcore.spec.rules import each_method, each_start, each_teacher
 from kdcore.spec.shipping import INT8

@@ -10,7 +10,7 @@ from base.warning import WarningItem
 from kdcore.catalog import DatasetFacts, ModelFacts, ProgramFacts
 from kdcore.spec.doubts import dataset_warnings, loading_warnings, normalization_warnings, teacher_warnings
 from kdcore.spec.fitting import Known, fit
-from kdcore.spec.job import Dataset, Preprocessing, Teacher
+from kdcore.spec.inputs import Dataset, Preprocessing, Teacher
 from kdcore.spec.kinds import KindSpec
 from kdcore.spec.resolving import loaded_as, named_classes, preprocessing
 

@@ -18,21 +18,10 @@ from kdcore.catalog import (
     architecture,
 )
 from kdcore.spec.classes import class_faults, needs_classes
-from kdcore.spec.job import (
-    EVERYTHING_ELSE,
-    TRAINED_BASELINES,
-    Augmentation,
-    CropFlip,
-    JobSpec,
-    NoAugmentation,
-    Preprocessing,
-    RandomResizedCrop,
-    Student,
-    Teacher,
-    Training,
-    Unlabelled,
-)
+from kdcore.spec.inputs import EVERYTHING_ELSE, Preprocessing, Student, Teacher, Unlabelled
+from kdcore.spec.job import TRAINED_BASELINES, JobSpec
 from kdcore.spec.methods import Networks
+from kdcore.spec.recipe import Augmentation, CropFlip, NoAugmentation, RandomResizedCrop, Training
 from kdcore.spec.rules import (
     Fields,
     each_assistant,

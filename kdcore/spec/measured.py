@@ -7,7 +7,7 @@ from typing import Any
 
 from base.references import FILE
 from base.text import STORED
-from kdcore.spec.job import Dataset
+from kdcore.spec.inputs import Dataset
 
 TEACHER_CHECK_VERSION = 3
 """Increase it when `kdcore/measure/teacher_check.py` would answer otherwise than before."""

@@ -5,7 +5,8 @@ from dataclasses import dataclass, replace
 
 from kdcore.catalog import DatasetFacts
 from kdcore.spec.fitting import images_to_train_on
-from kdcore.spec.job import JobSpec, Student
+from kdcore.spec.inputs import Student
+from kdcore.spec.job import JobSpec
 from kdcore.spec.methods import Method, SchemeOptions, scheme_of
 from kdcore.spec.shipping import default_aware_epochs
 from kdcore.spec.vocabulary import Pair

@@ -5,7 +5,8 @@ from typing import Literal
 from pydantic import Field
 
 from kdcore.catalog import DatasetFacts
-from kdcore.spec.job import JobSpec, Reference
+from kdcore.spec.inputs import Reference
+from kdcore.spec.job import JobSpec
 from kdcore.spec.kinds import KindSpec
 
 TOP = 5

@@ -12,7 +12,8 @@ from pydantic_core import ErrorDetails
 
 from base.errors import Fault, SpecFaults
 from base.text import STORED, clipped
-from kdcore.spec.job import JobSpec, Training
+from kdcore.spec.job import JobSpec
+from kdcore.spec.recipe import Training
 from kdcore.spec.rules import Fields, rules
 from kdcore.spec.vocabulary import UNKNOWN_FIELDS
 

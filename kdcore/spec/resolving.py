@@ -6,23 +6,12 @@ from math import ceil, isqrt, sqrt
 from kdcore.catalog import DatasetFacts, LogitsFacts, ModelFacts, ProgramFacts, StartFacts
 from kdcore.spec.classes import as_numbers, class_names, class_outputs
 from kdcore.spec.fitting import Known, default_augmentation, images_per_class, teacher_network, teacher_size
-from kdcore.spec.job import (
-    AdamW,
-    Cosine,
-    JobSpec,
-    Multistep,
-    Optimizer,
-    Preprocessing,
-    RandomResizedCrop,
-    Schedule,
-    Sgd,
-    Student,
-    Teacher,
-    Training,
-)
+from kdcore.spec.inputs import Preprocessing, Student, Teacher
+from kdcore.spec.job import JobSpec
 from kdcore.spec.methods import Method
 from kdcore.spec.methods.options import Weights
 from kdcore.spec.plan import aware_epochs
+from kdcore.spec.recipe import AdamW, Cosine, Multistep, Optimizer, RandomResizedCrop, Schedule, Sgd, Training
 from kdcore.spec.rules import each_assistant, each_student, each_teacher
 from kdcore.spec.shipping import Quantization
 

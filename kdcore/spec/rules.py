@@ -9,18 +9,11 @@ from typing import Any, TypeVar
 
 from base.errors import Fault
 from kdcore.catalog import UnknownName, architecture
-from kdcore.spec.job import (
-    TRAINED_BASELINES,
-    Dataset,
-    Multistep,
-    RandomResizedCrop,
-    Student,
-    Teacher,
-    Training,
-    Unlabelled,
-)
+from kdcore.spec.inputs import Dataset, Student, Teacher, Unlabelled
+from kdcore.spec.job import TRAINED_BASELINES
 from kdcore.spec.methods import METHODS, Method, scheme_of
 from kdcore.spec.methods.options import SchemeKind
+from kdcore.spec.recipe import Multistep, RandomResizedCrop, Training
 from kdcore.spec.shipping import Quantization, default_aware_epochs
 
 Fields = Mapping[str, Any]
@@ -430,6 +423,10 @@ def _seeds_are_of_whole_runs(fields: Fields) -> Iterator[Fault]:
     if scheme_kind(fields) == "generations":
         text = "each generation has a seed of its own already, and the last one depends on all"
         yield Fault("/seeds", text, "not_allowed", 1, seeds)
+    training = fields.get("training")
+    if isinstance(training, Training) and training.seed + seeds > 2**63:
+        text = "the seeds are training.seed and those after it, of which the last is at most 2**63 - 1"
+        yield Fault("/training/seed", text, "not_allowed", f"<= {2**63 - seeds}", training.seed)
     baseline = fields.get("baseline", "none")
     if baseline not in ("none", *TRAINED_BASELINES):
         text = "another job trained one student alone, with one seed: with several seeds, each needs its own"

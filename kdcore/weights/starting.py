@@ -29,7 +29,7 @@ from kdcore.models.networks import skeleton
 from kdcore.spec import Student
 from kdcore.spec.classes import class_order
 from kdcore.spec.fitting import fresh_parameters, keeps_classifier
-from kdcore.spec.job import EVERYTHING_ELSE
+from kdcore.spec.inputs import EVERYTHING_ELSE
 from kdcore.weights import loading, published
 from kdcore.weights.names import ANY, AUXILIARY_HEADS, DERIVED, Choice
 

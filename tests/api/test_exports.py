@@ -1,15 +1,18 @@
 """Exports of a job's student: which weights are taken in each status, and that these are kept."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from pydantic import TypeAdapter
 
+from api.routes.exports import require_data
 from base.files import sha256_of
 from base.wire import JobView
 from kdcore.spec import ExportSpec
-from store import checkpoints, collector, lifecycle
+from store import checkpoints, collector, jobs, lifecycle
 from store.collector import Collector, Retention
+from store.errors import NotExportable
 from store.file_store import FileStore
 from tests.api.conftest import SUPERVISED, Service, problem
 
@@ -252,3 +255,14 @@ async def test_deleting_a_job_deletes_its_exports_and_waits_for_those_that_have_
     assert (await service.http.delete(f"/v1/jobs/{parent}")).status_code == 204
     problem(await service.http.get(f"/v1/jobs/{made['id']}"), 404, "not_found")
     assert not log.exists() and (await service.http.get("/v1/jobs")).json()["data"] == []
+
+
+async def test_export_of_a_job_whose_data_is_gone_is_refused_before_it_is_a_job(service: Service) -> None:
+    parent = await service.db.read(jobs.get, await service.submit())
+    digest = service.files.put_stream([b"data"]).sha256
+    named = replace(parent, resolved_spec={**parent.resolved_spec, "dataset": {"source": f"blob:sha256:{digest}"}})
+    require_data(service.files, named)
+    service.files.path(digest).unlink()
+    with pytest.raises(NotExportable, match=f"upload the file of blob:sha256:{digest} again"):
+        require_data(service.files, named)
+    require_data(service.files, parent)  # Data that has a name is no blob.

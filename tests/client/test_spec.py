@@ -22,7 +22,7 @@ from client.spec import (
     upload_files,
 )
 from kdcore.spec import parse
-from kdcore.spec.job import Multistep, Sgd, Training
+from kdcore.spec.recipe import Multistep, Sgd, Training
 from tests.client.fake_service import FakeFiles, problem
 
 

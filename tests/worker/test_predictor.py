@@ -207,8 +207,16 @@ def test_tidy_deletes_pictures_that_nobody_waits_for(
     young, old = (db.files.picture_path(name) for name in ("pred_young", "pred_old"))
     for path in (young, old):
         path.write_bytes(PICTURE)
-    monkeypatch.setattr(type(context.files), "pictures", lambda self, older_than_s: [old, self.picture_path(asked.id)])
+    ages = []
+
+    def pictures(files: Any, older_than_s: float) -> list[Any]:
+        ages.append(older_than_s)
+        return [old, files.picture_path(asked.id)]
+
+    monkeypatch.setattr(type(context.files), "pictures", pictures)
     Predictor(context)._tidy()
+    # Longer than a picture takes to arrive, since its row comes after it.
+    assert 60 < ages[0] <= 600
     assert young.exists() and not old.exists() and db.files.picture_path(asked.id).exists()
 
 

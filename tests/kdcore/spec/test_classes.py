@@ -7,7 +7,7 @@ import pytest
 from kdcore.catalog import imagenet, named_facts
 from kdcore.spec import fit_evaluation, parse, parse_evaluation, resolve, resolve_evaluation, spec_warnings
 from kdcore.spec.classes import class_order, class_outputs
-from kdcore.spec.job import Teacher
+from kdcore.spec.inputs import Teacher
 from tests.kdcore.spec.specs import DATA, TEACHER, body, fit_faults, known, resolved
 
 FIVE = TEACHER.model_copy(update={"num_classes": 5, "class_names": ["v", "A", "w_x", "c", "b"]})

@@ -515,6 +515,15 @@ CASES = {
         ("/seeds", "not_allowed", "each generation has a seed of its own already, and the last one depends on all"),
         {"method": "born_again", "seeds": 1},
     ),
+    "seeds beyond the largest": (
+        {"seeds": 2, "training": {"seed": 2**63 - 1}},
+        (
+            "/training/seed",
+            "not_allowed",
+            "the seeds are training.seed and those after it, of which the last is at most 2**63 - 1",
+        ),
+        {"seeds": 2, "training": {"seed": 2**63 - 2}},
+    ),
     "seeds beside another job's baseline": (
         {"baseline": "job:job_1", "seeds": 2},
         (
