@@ -143,8 +143,8 @@ def _proof(report: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _ruling(proof: Mapping[str, Any]) -> tuple[dict[str, float] | None, dict[str, float] | None, str]:
-    """Return the gap closed and the gain that the verdict's sentence is about (`kdcore.measure.verdict`), and what for: of
-    several seeds their means, unless the images leave it open."""
+    """Return the gap closed and the gain that the sentence of `kdcore.measure.verdict` is about, and what they are for:
+    of several seeds their means, unless the images leave it open."""
     gap, gain, over = proof.get("gap_closed"), proof.get("gain"), proof.get("over_seeds")
     if not over or not gain or not over["gain"]:
         return gap, gain, ""
