@@ -8,6 +8,7 @@ import zipfile
 from html.parser import HTMLParser
 from importlib.util import find_spec
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -112,6 +113,28 @@ def test_html_of_a_job_without_teacher_and_baseline_says_what_there_is(job):
     report["classes"] = {**report["classes"], "teacher": None, "alone": None, "similar": []}
     text = Elements(page.html(report, job.spec.as_json(), Curves(), {})).text
     assert "The models" in text and "Agreement with the teacher" not in text and "Curves" not in text
+
+
+def test_html_of_several_seeds_shows_the_figures_that_its_sentence_is_about(job):
+    def shown(gain: tuple[float, float], **more: Any) -> str:
+        """The part of the page above the models, with a gain over the images between these bounds."""
+        figure = {"value": -0.04, "low": gain[0], "high": gain[1]}
+        means = {"value": -0.03, "low": -0.07, "high": 0.01}
+        over = {"seeds": 3, "student": means, "alone": means, "gain": means, "gap_closed": None}
+        over |= {"gain_on_other_images": None, "gap_closed_on_other_images": None, **more}
+        proof = {**job.report["proof"], "gain": figure, "gap_closed": figure, "no_gap": None, "over_seeds": over}
+        text = Elements(page.html({**job.report, "proof": proof}, job.spec.as_json(), Curves(), {})).text
+        return " ".join(text.partition("The models")[0].split())
+
+    other = {"value": 0.5, "low": 0.4, "high": 0.6}
+    means = shown((-0.06, -0.02), gap_closed=other)
+    assert "50 % 95 % interval for other seeds: 40 % to 60 %" in means and "Student's t" in means
+    assert "−3.0 95 % interval for other seeds: −7.0 to +1.0" in means and "−4.0" not in means
+    assert "has no bounds" in shown((-0.06, -0.02))
+    open_by_images = shown((-0.06, 0.02))
+    assert "−4.0 95 % interval for other images, with the delivered seed: −6.0 to +2.0" in open_by_images
+    both = shown((-0.06, 0.02), gain_on_other_images=other, gap_closed_on_other_images=other)
+    assert "+50.0 95 % interval for other seeds and images: +40.0 to +60.0" in both and "analysis of variance" in both
 
 
 def test_points_have_a_sign_unless_they_are_none():
