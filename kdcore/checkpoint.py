@@ -161,7 +161,7 @@ class Work:
             learners = models = 0
         held_out = images_held_out(job.data.facts, recipe)
         measured = 0
-        if recipe.batch_norm == "measured":
+        if recipe.batch_norm != "running":
             rows = recipe.batch_size * (stage.steps // stage.epochs)
             measured = recipe.batch_size * batch_norm.batches_in(rows, recipe.batch_size)
         return cls(

@@ -57,7 +57,9 @@ def run(spec: JobSpec, workspace: Workspace, resume: Path | None = None) -> dict
         resumed = checkpoint.load(resume, device.choose(spec.training))
         computing, changed = device.resume(resumed.computing, spec.training, workspace.cache)
     job = prepare(spec, workspace, resumed.starts if resumed is not None else None, computing)
-    progress = resumed or Progress(batch_norm=job.spec.training.batch_norm, starts=dict(job.starts))
+    statistics = job.spec.training.batch_norm
+    assert statistics is not None, "resolve() names the batch-norm statistics"
+    progress = resumed or Progress(batch_norm=statistics, starts=dict(job.starts))
     progress.computing = job.computing
     progress.cost.count({**workspace.seconds, "preparing": time.monotonic() - started - workspace.seconds["data"]})
     if resumed is not None:
@@ -252,12 +254,12 @@ def _compare_statistics(
             f"{model}: with the running averages of its batch norms {running:.1%} of the held-out images are right, "
             f"with statistics measured anew {measured:.1%}"
         )
-        if training.recipe.batch_norm == "measured":
+        if training.recipe.batch_norm != "running":
             text += ", which the report and the file have"
             hint = "nothing needs to be done; more steps bring the two closer"
         else:
             text += "; the report and the file have the running averages"
-            hint = "submit the job with training.batch_norm 'measured', the default"
+            hint = "submit the job without training.batch_norm, by default it is 'views' or 'measured'"
         workspace.warn(WarningItem("batch_norm_not_converged", "/training", text, hint))
 
 

@@ -315,7 +315,7 @@ class StageTraining:
             rounding = FakeQuantization(device=self.training_set.rows.device)
             self._round(models[name], rounding)
             with torch.no_grad(), rounding.measuring():
-                for pixels in batch_norm.batches(self.training_set, self.recipe.batch_size):
+                for pixels in batch_norm.of_recipe(self.training_set, self.recipe):
                     models[name](pixels.to(self.training_set.rows.device))
                     self._evaluated(len(pixels))
         self.best = {name: Best(self._weights(name)) for name in models}
@@ -342,11 +342,10 @@ class StageTraining:
 
     @property
     def _measures(self) -> bool:
-        return self.recipe.batch_norm == "measured"
+        return self.recipe.batch_norm != "running"
 
     def _statistics(self, model: Classifier) -> Weights:
-        batches = batch_norm.batches(self.training_set, self.recipe.batch_size)
-        return batch_norm.measured(model, batches, self._evaluated)
+        return batch_norm.measured(model, batch_norm.of_recipe(self.training_set, self.recipe), self._evaluated)
 
     def _evaluated(self, images: int) -> None:
         self.observer.evaluated(self, images)

@@ -165,9 +165,9 @@ def _last(trial: Trial, job: PreparedJob, state: Mapping[str, Any], *, keeps_sta
     if "student" in state["averages"]:
         student.network.load_state_dict(state["averages"]["student"])
     statistics: Weights = {}
-    if job.spec.training.batch_norm == "measured" and not keeps_statistics:
-        batches = batch_norm.batches(job.training_set(trial), job.spec.training.batch_size)
-        statistics = batch_norm.measured(student, batches)
+    recipe = job.spec.training.model_copy(update={"seed": trial.seed})
+    if recipe.batch_norm != "running" and not keeps_statistics:
+        statistics = batch_norm.measured(student, batch_norm.of_recipe(job.training_set(trial), recipe))
     found = {**student.network.state_dict(), **statistics}
     return {name: value.detach().cpu() for name, value in found.items()}
 

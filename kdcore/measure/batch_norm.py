@@ -24,7 +24,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from kdcore.classifier import Classifier
 from kdcore.data.images import TrainingSet
-from kdcore.data.views import order
+from kdcore.data.views import Views, order
+from kdcore.spec import Training
 
 IMAGES = 2048
 """The images that are measured, or all if there are fewer. The paper finds 10^3 to 10^4 enough. With 50,000 training
@@ -38,8 +39,18 @@ def batches_in(training_images: int, batch_size: int) -> int:
     return max(1, min(training_images, IMAGES) // batch_size)
 
 
-def batches(training_set: TrainingSet, batch_size: int) -> Iterator[Tensor]:
-    """Yield training images without augmentation, the same in every call: uint8 N × C × H × W.
+def of_recipe(training_set: TrainingSet, recipe: Training) -> Iterator[Tensor]:
+    """Yield the images of a recipe's `batch_norm`: as they are, or ("views") as augmented for its first epoch.
+
+    Images are not mixed: the images that are evaluated are not, either.
+    """
+    assert recipe.augmentation is not None, "resolve() names the augmentation"
+    views = Views(recipe.augmentation, None, num_classes=0) if recipe.batch_norm == "views" else None
+    return batches(training_set, recipe.batch_size, views, recipe.seed)
+
+
+def batches(training_set: TrainingSet, batch_size: int, views: Views | None = None, seed: int = 0) -> Iterator[Tensor]:
+    """Yield training images, or views of them, the same in every call: uint8 N × C × H × W.
 
     They are spread over the set by a hash, because data sets are often sorted by class. The batches have the size of
     those in training: so large are the batches by which the layers before have normalised.
@@ -47,7 +58,10 @@ def batches(training_set: TrainingSet, batch_size: int) -> Iterator[Tensor]:
     rows, count = training_set.rows, batches_in(len(training_set.rows), batch_size)
     chosen = rows[order(len(rows), 0, 0)[: count * batch_size].to(rows.device)]
     for index in torch.split(chosen, batch_size):
-        yield training_set.images.pixels.index_select(0, index)
+        if views is None:
+            yield training_set.images.pixels.index_select(0, index)
+        else:
+            yield views.batch(training_set.images, index, seed, epoch=0).inputs
 
 
 @torch.no_grad()

@@ -181,11 +181,12 @@ class Training(Vocabulary):
     ema: Annotated[float, Field(gt=0, lt=1)] | None = Field(
         default=None, description="Decay per step of an exponential moving average of the weights, which is exported."
     )
-    batch_norm: Literal["measured", "running"] = Field(
-        default="measured",
-        description="The batch-norm statistics of what is evaluated, teaches later networks and is exported. measured: "
-        "anew on training images, for the weights as they are (Wu & Johnson 2021, arXiv:2105.07576). running: the "
-        "running averages of the training.",
+    batch_norm: Literal["views", "measured", "running"] | None = Field(
+        default=None,
+        description="The batch-norm statistics of what is evaluated, teaches later networks and is exported. views: "
+        "anew on augmented training images, for the weights as they are (Wu & Johnson 2021, arXiv:2105.07576). "
+        "measured: anew on training images without augmentation. running: the running averages of the training. "
+        "Default: views for crop_flip, whose black margins the test images do not have, else measured.",
     )
     clip_norm: Annotated[float, Field(gt=0, le=1e9)] | None = Field(default=None, description="Largest gradient norm.")
     precision: Literal["auto", "fp32", "bf16"] = Field(

@@ -11,7 +11,7 @@ from kdcore.spec.job import JobSpec
 from kdcore.spec.methods import Method
 from kdcore.spec.methods.options import Weights
 from kdcore.spec.plan import aware_epochs
-from kdcore.spec.recipe import AdamW, Cosine, Multistep, Optimizer, RandomResizedCrop, Schedule, Sgd, Training
+from kdcore.spec.recipe import AdamW, Cosine, CropFlip, Multistep, Optimizer, RandomResizedCrop, Schedule, Sgd, Training
 from kdcore.spec.rules import each_assistant, each_student, each_teacher
 from kdcore.spec.shipping import Quantization
 
@@ -170,6 +170,7 @@ def _training(
             "optimizer": optimizer,
             "schedule": _schedule(schedule, training.epochs),
             "augmentation": augmentation,
+            "batch_norm": training.batch_norm or ("views" if isinstance(augmentation, CropFlip) else "measured"),
         }
     )
 

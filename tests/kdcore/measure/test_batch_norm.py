@@ -4,7 +4,9 @@ from torch import Tensor, nn
 
 from kdcore.classifier import Classifier
 from kdcore.data.images import Images, TrainingSet
+from kdcore.data.views import Views
 from kdcore.measure import batch_norm
+from kdcore.spec import CropFlip, Mixup, Training
 from tests.kdcore.engine import copied, same
 
 
@@ -128,6 +130,22 @@ def test_batches_are_taken_from_the_rows_that_are_trained_on():
     one = TrainingSet(one.images, torch.tensor([1, 3, 5]), one.held_out)
     (batch,) = batch_norm.batches(one, 3)
     assert sorted(batch.flatten().tolist()) == [2, 4, 6]
+
+
+@pytest.mark.parametrize("kind", ["views", "measured"])
+def test_of_recipe_yields_views_of_the_first_epoch_or_the_images_themselves(kind):
+    image = torch.arange(1, 17, dtype=torch.uint8).view(1, 1, 4, 4)
+    images = Images(image.repeat(6, 1, 1, 1), torch.zeros(6, dtype=torch.int64))
+    augmentation = CropFlip(padding=1)
+    recipe = Training(augmentation=augmentation, mix=Mixup(), batch_norm=kind, batch_size=3, seed=7)
+    one = TrainingSet(images, torch.arange(6), images)
+    found = torch.cat(list(batch_norm.of_recipe(one, recipe)))
+    rows = torch.cat(
+        list(batch_norm.batches(TrainingSet(Images(pixels(*range(6)), images.labels), one.rows, images), 3))
+    )
+    shown = Views(augmentation, None, 1).batch(images, rows.flatten().long(), 7, epoch=0).inputs
+    assert torch.equal(found, shown if kind == "views" else images.pixels)
+    assert not torch.equal(shown, images.pixels), "a view is not the image"
 
 
 @pytest.mark.parametrize(

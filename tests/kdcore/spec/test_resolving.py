@@ -269,6 +269,7 @@ def test_resolve_chooses_augmentation_by_the_images():
         return resolved(more={"dataset": DATA.model_copy(update=update)})
 
     assert resolved().training.augmentation == CropFlip(padding=4)
+    assert (resolved().training.batch_norm, of(image_size=(128, 128)).training.batch_norm) == ("views", "measured")
     assert isinstance(of(image_size=(128, 128)).training.augmentation, RandomResizedCrop)
     grey = of(kind="named", channels=1, image_size=(8, 8), mean=[0.5], std=[0.2])
     assert isinstance(grey.training.augmentation, NoAugmentation)
