@@ -9,8 +9,8 @@ import pytest
 from click.testing import Result
 from typer.testing import CliRunner
 
-from client import cli
 from client.cli import app
+from client.commands import jobs
 from tests.client.fake_service import (
     FakeFiles,
     FakeService,
@@ -257,7 +257,7 @@ def test_watch_detaches_on_ctrl_c(monkeypatch: pytest.MonkeyPatch):
     def interrupted(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "follow", interrupted)
+    monkeypatch.setattr(jobs, "follow", interrupted)
     fake = FakeService({"GET /v1/jobs/job_1": job(status="running")})
     done = run(fake, "watch", "job_1")
     assert done.exit_code == 130
