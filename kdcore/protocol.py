@@ -33,6 +33,8 @@ DESCRIPTORS = 3
 CHUNK_BYTES = 65536
 REPORT_OF_ATTEMPTS = ("seconds", "cost", "timings", "teacher_cache", "files", "quantization")
 """The fields of a report that say how its attempts went. All others are equal in two runs of the same bits."""
+FILES_OF_ATTEMPTS = ("report.json", "report.html", "model_card.zip")
+"""The files that hold such fields. All others have the same bytes in two runs of the same bits."""
 
 CHECKPOINTS_KEPT = 2
 """The engine keeps so many files in its folder, and the worker so many of a job: if one is damaged, another is left."""

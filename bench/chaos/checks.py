@@ -9,7 +9,7 @@ from typing import Any
 from base.jobs import TERMINAL
 from bench.chaos.results import File, Results, Row, Step
 from bench.processes import UnexpectedExit
-from kdcore.protocol import REPORT_OF_ATTEMPTS
+from kdcore.protocol import FILES_OF_ATTEMPTS, REPORT_OF_ATTEMPTS
 
 UNAVAILABLE = 503
 OF_ATTEMPTS = ("engine_ended", "checkpoint_not_saved", "checkpoint_not_kept", "checkpoint_skipped")
@@ -168,7 +168,7 @@ def reference_differences(results: Results) -> Iterator[tuple[str, str]]:
     for job in results.rows.jobs:
         reference, points = results.references[recipes[job["idempotency_key"]]], points_of[job["id"]]
         if job["status"] == "succeeded":
-            students = {name: digest for name, digest in artifacts[job["id"]].items() if name != "report.json"}
+            students = {name: digest for name, digest in artifacts[job["id"]].items() if name not in FILES_OF_ATTEMPTS}
             if students != reference.files:
                 yield job["id"], f"its files are {students}, those of the reference {reference.files}"
             if points != reference.points:

@@ -20,6 +20,7 @@ from bench.chaos.results import Reference, Results, Rows, find_leftovers, read_f
 from bench.chaos.system import System, running_system
 from bench.engine_run import run_engine
 from bench.service import SERVERS, run_command
+from kdcore.protocol import FILES_OF_ATTEMPTS
 
 STALLED_S = 240.0
 SCRATCH_REMOVED_S = 30.0
@@ -173,8 +174,8 @@ def _reference(spec: dict[str, Any], blobs: Path) -> Reference:
     inputs = {f"{BLOB}{digest}": blobs / digest[:2] / digest for digest in _digests(spec)}
     with tempfile.TemporaryDirectory(prefix="chaos-reference-") as name:
         lines = run_engine(spec, Path(name) / "run", inputs).lines
-    files = {line["name"]: line["sha256"] for line in lines if line["event"] == "artifact"}
-    del files["report.json"]
+    artifacts = {line["name"]: line["sha256"] for line in lines if line["event"] == "artifact"}
+    files = {name: digest for name, digest in artifacts.items() if name not in FILES_OF_ATTEMPTS}
     points = {
         (line["trial"], key, line["step"]): value
         for line in lines

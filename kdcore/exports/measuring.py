@@ -246,8 +246,9 @@ class _Child:
 def _child(request: Request) -> Iterator[_Child]:
     """Yield a child process that runs a file, and end it afterwards."""
     program = Path(__file__).with_name("child.py")
-    # Without -P, this folder would be searched for modules first, and some have the names of libraries.
-    command = [sys.executable, "-P", str(program), json.dumps(asdict(request))]
+    # Without -P, this folder would be searched for modules first, and some have the names of libraries. With -B, no
+    # bytecode of student.py is left beside it.
+    command = [sys.executable, "-PB", str(program), json.dumps(asdict(request))]
     with tempfile.TemporaryFile() as noise:
         process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=noise)
         limit = threading.Timer(CHILD_S, process.kill)
