@@ -518,7 +518,7 @@ def read_pages(names: Sequence[str], repository: Path = REPOSITORY) -> dict[str,
     run = (one for of_page in pages.values() for one in of_page if one.reason is None and one.language != "python")
     for command in run:
         if unknown := unknown_words(command.text):
-            raise ValueError(f"{command.place}: nobody knows what {', '.join(unknown)} stands for")
+            raise ValueError(f"{command.place}: it is not known what {', '.join(unknown)} stands for")
     return pages
 
 

@@ -71,7 +71,7 @@ from kdcore.spec import (
     parse_evaluation,
 )
 from kdcore.spec.cost import ProbeRequest
-from kdcore.spec.prediction import PredictionSpec
+from kdcore.spec.kinds import PredictionSpec
 
 PROGRESS_S = 1.0
 ANSWER_BYTES = 2 << 20

@@ -66,7 +66,7 @@ _NO_KEY = re.compile(r"[^\w\-. /:]", re.ASCII)
 
 @dataclass(frozen=True)
 class Run:
-    """What the tracker is told of one job. Plain data: it is sent to the child as JSON."""
+    """What the tracker gets of one job. Plain data: it is sent to the child as JSON."""
 
     uri: str
     experiment: str

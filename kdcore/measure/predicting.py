@@ -30,7 +30,7 @@ from kdcore.data.images import Data, Images
 from kdcore.prepare import Workspace, frozen_teacher, teacher_file
 from kdcore.spec import DataOptions, Dataset, JobSpec, Student, each_teacher
 from kdcore.spec.classes import answers_classes
-from kdcore.spec.prediction import TOP, PredictionSpec
+from kdcore.spec.kinds import TOP, PredictionSpec
 from kdcore.stored_logits import StoredLogits
 
 NAME = "the image"

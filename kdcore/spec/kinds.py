@@ -1,4 +1,4 @@
-"""The specs of jobs that train nothing: what all have, and those of the kinds `export` and `benchmark`.
+"""The specs of jobs that train nothing: what all have, and those of the kinds `export`, `benchmark` and `prediction`.
 
 A kind has a class of its fields here or in a module of its own (`evaluation.py`), a line in `PARSERS` and one in
 `_runner` of `kdcore/__main__.py`, and a route that makes its jobs. Worker, queue and database treat all kinds alike.
@@ -10,11 +10,15 @@ from pydantic import Field, ValidationError
 
 from base.errors import Fault, SpecFaults
 from base.text import STORED, Text
-from kdcore.spec.job import Labels, Scheduling
+from kdcore.catalog import DatasetFacts
+from kdcore.spec.inputs import Reference
+from kdcore.spec.job import JobSpec, Labels, Scheduling
 from kdcore.spec.shipping import ExportOptions, Formats
 from kdcore.spec.vocabulary import Vocabulary
 
 Which = Literal["best", "last"]
+TOP = 5
+"""The classes that a prediction names for each model, the most probable first."""
 
 
 class KindSpec(Vocabulary):
@@ -109,3 +113,14 @@ class BenchmarkSpec(KindSpec):
         description="What is measured: safetensors is the network in PyTorch, on the device; the other formats are "
         "files, which their own runtimes run on the CPU.",
     )
+
+
+class PredictionSpec(KindSpec):
+    """What `python -m kdcore run` accepts beside a `JobSpec` to run a job's models on one image."""
+
+    kind: Literal["prediction"] = Field(default="prediction", description="Tells it from the spec of a distillation.")
+    image: Reference = Field(description="The file of a picture: PNG, JPEG, WebP, BMP, GIF, PPM or TIFF.")
+    job: JobSpec = Field(description="The job's resolved spec: its teacher, its student, and how its images are read.")
+    dataset: DatasetFacts = Field(description="The facts of the job's data set, as its report has them.")
+    student: Reference = Field(description="The job's student.safetensors.")
+    alone: Reference | None = Field(default=None, description="The same student without a teacher, if the job has one.")

@@ -88,15 +88,15 @@ def test_every_command_of_the_documentation_runs_or_has_a_reason() -> None:
 
 def test_read_pages_refuses_a_word_that_nobody_knows(tmp_path: Path) -> None:
     (tmp_path / "page.md").write_text("```console\n$ distillery show wj_…   # any …\n```\n")
-    with pytest.raises(ValueError, match="nobody knows what wj_… stands for"):
+    with pytest.raises(ValueError, match="it is not known what wj_… stands for"):
         read_pages(["page.md"], tmp_path)
 
 
 def test_words_are_replaced_and_epochs_made_few() -> None:
-    service = Service("http://127.0.0.1:9", Path("/work"), "http://127.0.0.1:8/hooks", key="dk_1")
+    service = Service("http://127.0.0.1:9", Path("/srv"), "http://127.0.0.1:8/hooks", key="dk_1")
     text = "curl http://127.0.0.1:8000/v1 -H 'Bearer dk_…' --epochs 30 > /backups/x # EXPORT_JOB is no word"
     assert meant(text, service) == (
-        "curl http://127.0.0.1:9/v1 -H 'Bearer dk_1' --epochs 2 > /work/backups/x # EXPORT_JOB is no word"
+        "curl http://127.0.0.1:9/v1 -H 'Bearer dk_1' --epochs 2 > /srv/backups/x # EXPORT_JOB is no word"
     )
     assert small('{"epochs": 240, "teacher_epochs": 3}') == '{"epochs": 2, "teacher_epochs": 3}'
     assert unknown_words("distillery show job_… wh_…") == []

@@ -18,7 +18,7 @@ from kdcore.measure.evaluate import logits_on
 from kdcore.measure.predicting import Shown, probabilities_of_teacher, run_prediction, top
 from kdcore.run import run
 from kdcore.spec import Dataset
-from kdcore.spec.prediction import PredictionSpec
+from kdcore.spec.kinds import PredictionSpec
 from tests.kdcore.engine import distilled, method_job, workspace, write_arrays, write_teacher
 from tests.kdcore.tiny import constant
 
