@@ -8,7 +8,7 @@ Kind = Literal["distillation", "evaluation", "export", "benchmark"]
 export writes files of a job's student, a benchmark measures the speed of a network."""
 
 READS_ONCE: tuple[Kind, ...] = ("export",)
-"""Kinds of jobs whose inputs nobody needs after they have succeeded: a checkpoint of another job."""
+"""Kinds of jobs whose inputs are not needed after they have succeeded: a checkpoint of another job."""
 
 Status = Literal["queued", "running", "paused", "succeeded", "failed", "cancelled"]
 TERMINAL: tuple[Status, ...] = ("succeeded", "failed", "cancelled")

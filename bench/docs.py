@@ -223,7 +223,7 @@ _WORD = re.compile("|".join(rf"(?<![\w.]){re.escape(word)}(?![A-Z_])" for word i
 
 
 def unknown_words(text: str) -> list[str]:
-    """Return the words of a command that stand for something that nobody has named."""
+    """Return the words of a command that stand for something that was not named."""
     code = re.sub(r"(^|\s)#.*", "", _WORD.sub("", text))
     return re.findall(r"\S*…\S*", code)
 

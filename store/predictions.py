@@ -4,7 +4,7 @@
        ▲                  │
        └──── release ─────┘
 
-They are no jobs: nobody cancels, retries or lists them, and they must not wait behind trainings. A claim's lease lasts
+They are no jobs: they are not cancelled, retried or listed, and must not wait behind trainings. A claim's lease lasts
 longer than any worker takes, so that none has to be extended; one that has expired is claimed again, once. The picture
 is a file of its own (`FileStore.picture_path`), which is deleted with the answer. Rows are deleted after KEEP_S.
 """

@@ -1,7 +1,7 @@
 """What was measured of the speed of networks: benchmarks, under the digest of what was asked for, and the files of
 jobs' students. They are rows of `measurements`, written with the success of their job.
 
-A benchmark is kept when its job is deleted, since it says how fast a network is, whoever asked. What a job says of its
+A benchmark is kept when its job is deleted, since it says how fast a network is, for any caller. What a job says of its
 own student goes with the job.
 """
 

@@ -134,7 +134,7 @@ class Predictor:
         self._context.files.picture_path(claimed.id).unlink(missing_ok=True)
 
     def _run_engine(self, claimed: Claimed, ends_by: float) -> Ending | None:
-        """Run the models. Returns None if the worker was told to stop before the end."""
+        """Run the models. Returns None if the worker was asked to stop before the end."""
         self._scratch.mkdir(parents=True, exist_ok=True)
         with locked_folder(self._scratch, f"{claimed.id}.1") as scratch:
             order = Order(self._prepare(claimed, scratch.path), str(scratch.path), {"TMPDIR": str(scratch.path)})

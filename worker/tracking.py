@@ -180,7 +180,7 @@ class Tracker:
 def run_of(
     job: Job, curves: Mapping[str, Any], files: Mapping[str, str], more_tags: Mapping[str, str], uri: str
 ) -> Run:
-    """Return what the tracker is told of a job that has ended."""
+    """Return what the tracker gets of a job that has ended."""
     ended = job.finished_at or job.created_at
     return Run(
         uri=uri,

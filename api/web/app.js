@@ -174,7 +174,7 @@ function emptyState(origin) {
 }
 
 document.addEventListener("key-needed", () => {
-  // Later polls ask again; whoever is elsewhere on the page stays there.
+  // Later polls ask again; a reader who has scrolled away stays there.
   if (keyForm.hidden) { keyForm.hidden = false; keyForm.elements.key.focus(); }
 });
 keyForm.addEventListener("submit", async (event) => {
