@@ -13,6 +13,7 @@ from kdcore.classifier import Classifier, FrozenTeacher
 from kdcore.data.images import Images, TrainingSet
 from kdcore.graph_step import GraphStep
 from kdcore.lesson import Needs, Scheme
+from kdcore.measure.grading import Outcome
 from kdcore.objectives import Objective, Setting, build
 from kdcore.quantization import FakeQuantization, keep_in_eval, of_tensors, rounded_activation, rounded_weight
 from kdcore.schemes.exits import Exits
@@ -20,7 +21,7 @@ from kdcore.schemes.mutual import Mutual
 from kdcore.schemes.offline import Alone, Offline, TeacherAhead
 from kdcore.spec import Training
 from kdcore.spec.methods.response import Kd
-from kdcore.training import Observer, Outcome, StageTraining
+from kdcore.training import Observer, StageTraining
 from tests.kdcore.engine import copied, same
 
 
@@ -405,7 +406,7 @@ def test_stage_training_for_int8_keeps_the_statistics_that_were_measured_before(
     start = state_after(2, 2)
     one = taught(2)
     one.restore(start)
-    graded = one._graded("student")[0]
+    graded = one.grading.graded("student")[0]
     outcome = one.run()["student"]
     statistics = [name for name in graded if "running" in name]
     assert all(torch.equal(outcome.last[name], graded[name]) for name in statistics)
@@ -463,7 +464,6 @@ def test_stage_training_for_int8_rounds_no_teacher_that_runs_ahead_in_its_thread
     in_turn = taught(2, student=classifier(0)).run()["student"]
     with closing(TeacherAhead(FrozenTeacher(classifier(1)), 1)) as ahead:
         beside = training(Offline(classifier(0), ahead), 2)
-        beside.through = ahead.through
         assert same(beside.run()["student"].best, in_turn.best)
 
 
