@@ -329,6 +329,21 @@ def test_classifier_that_rounds_computes_in_float32_and_follows_in_train_mode_on
     assert rounding.ranges() != before
 
 
+def test_classifier_begin_rounding_measures_ranges_in_eval_mode_from_which_another_one_continues():
+    batches = [torch.randint(0, 256, (8, 1, 4, 4), dtype=torch.uint8) for _ in range(2)]
+    model, by_hand, continued = (classifier(0, dropout=0.5) for _ in range(3))
+    before, seen = copied(model.network.state_dict()), []
+    model.train().begin_rounding(batches, seen.append)
+    by_hand.eval().rounding = rounding = FakeQuantization()
+    with torch.no_grad(), rounding.measuring():
+        for pixels in batches:
+            by_hand(pixels)
+    assert model.rounding.ranges() == rounding.ranges() and seen == [8, 8]
+    assert not model.network.training and same(model.network.state_dict(), before)
+    continued.train().continue_rounding(rounding.ranges())
+    assert torch.equal(continued.eval()(batches[0]).logits, by_hand(batches[0]).logits)
+
+
 def test_keep_in_eval_is_for_good():
     model = classifier(0, dropout=0.5)
     keep_in_eval(model.network)

@@ -420,34 +420,6 @@ def test_stage_training_without_batch_norm_both_kinds_of_statistics_are_the_same
     assert same(states[0][0], states[1][0]) and same(states[0][1], states[1][1])
 
 
-def bright_or_dark() -> TrainingSet:
-    """Two classes that one place tells apart; 100 images are held out."""
-    labels = torch.arange(300) % 2
-    pixels = torch.randint(0, 40, (300, 1, 4, 4), generator=torch.Generator().manual_seed(0)) + 120
-    pixels[labels == 1] += 60
-    images = Images(pixels.to(torch.uint8), labels)
-    return TrainingSet(images, torch.arange(200), images.take(torch.arange(200, 300)))
-
-
-@pytest.mark.parametrize(("kind", "kept"), [("measured", STATISTICS), ("running", set())])
-def test_stage_training_compare_statistics_finds_averages_that_have_not_converged(kind, kept):
-    one = training(**with_batch_norm(0, 1e-6), recipe={"epochs": 4, "batch_norm": kind}, training_set=bright_or_dark())
-    outcome = one.run()["student"]
-    weights = copied(one.learners.state_dict())
-    measured, running = one.grading.compare_statistics("student", outcome)
-    assert measured > running + 0.2
-    assert outcome.best_accuracy == (measured if kind == "measured" else running)
-    assert set(outcome.running) == kept
-    assert same(one.learners.state_dict(), weights)
-
-
-def test_stage_training_compare_statistics_is_content_with_averages_that_have_converged():
-    recipe = {"epochs": 8, "optimizer": {"name": "sgd", "lr": 1e-3}}
-    one = training(**with_batch_norm(0, 0.1), recipe=recipe, training_set=bright_or_dark())
-    outcome = one.run()["student"]
-    assert one.grading.compare_statistics("student", outcome) is None and outcome.running == {}
-
-
 def prepared(seed: int) -> dict:
     torch.manual_seed(seed)
     return {"scheme": Preparation(FrozenTeacher(classifier(9)), Regressor().needs), "alpha": 0.0, "beta": 1.0,

@@ -202,6 +202,15 @@ def test_teacher_ahead_views_that_nobody_asked_for_are_dropped_at_the_end():
     assert threading.active_count() == alive
 
 
+def test_teacher_ahead_the_teacher_sees_the_batches_of_the_epoch_first():
+    teacher, told = Noting(), []
+    teacher.through = lambda given: told.append(given) or given[1:]
+    given = batches(1, 2, 3)
+    with closing(TeacherAhead(teacher, 1)) as ahead:
+        assert list(ahead.through(given)) == given[1:] and told == [given]
+    assert Teacher.through(teacher, given) is given
+
+
 def test_teacher_ahead_answers_as_the_teacher_that_it_runs():
     teacher = TeacherEnsemble([FrozenTeacher(linear(1)), FrozenTeacher(linear(2))], [1, 3], 4.0)
     logits = [member(KNOWN.inputs).logits for member in teacher.members]
