@@ -78,7 +78,7 @@ class Grading:
         self._last: dict[str, Weights] = {}
         """As graded at the end of the last epoch. A stage that is resumed there grades them again."""
 
-    def grade(self, epoch: int, on_images: OnImages) -> dict[str, float]:
+    def grade(self, epoch: int, on_images: OnImages | None = None) -> dict[str, float]:
         """Grade each model after an epoch, counted from 0, and keep its best weights. Returns the figures by metric."""
         figures: dict[str, float] = {}
         held_out = self.training_set.held_out
@@ -104,7 +104,7 @@ class Grading:
         statistics = self._statistics(name, weights, on_images)
         return {**weights, **statistics}, {path: weights[path] for path in statistics}
 
-    def begin_again(self, on_images: OnImages) -> None:
+    def begin_again(self, on_images: OnImages | None = None) -> None:
         """Let the models go on from the weights that would be delivered now. The best epoch is one of those to come."""
         graded = {name: self.graded(name, on_images)[0] for name in self.models}
         for name, model in self.models.items():
@@ -112,11 +112,11 @@ class Grading:
         self.before = {name: best.weights if best.epoch else graded[name] for name, best in self.best.items()}
         self.best = {name: Best(weights) for name, weights in graded.items()}
 
-    def outcomes(self, on_images: OnImages) -> dict[str, Outcome]:
+    def outcomes(self, on_images: OnImages | None = None) -> dict[str, Outcome]:
         """Return each model's outcome of the whole stage."""
         return {name: self._outcome(name, best, on_images) for name, best in self.best.items()}
 
-    def _outcome(self, name: str, best: Best, on_images: OnImages) -> Outcome:
+    def _outcome(self, name: str, best: Best, on_images: OnImages | None = None) -> Outcome:
         last = best.weights if best.epoch == self.epochs else self._last.get(name)
         if last is None:
             last = self.graded(name, on_images)[0]

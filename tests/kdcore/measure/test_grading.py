@@ -41,10 +41,6 @@ def grading(model: Classifier, averages: dict | None = None, **models: Classifie
     return Grading({"student": model, **models}, averages or {}, dark_and_bright(), RECIPE, RECIPE.epochs)
 
 
-def grade(one: Grading, epoch: int) -> dict[str, float]:
-    return one.grade(epoch, lambda _: None)
-
-
 def test_grade_measures_each_model_on_the_held_out_images_by_its_name():
     """Pixels of 1 and -1 give logits of 4 and 0, or 0 and -4: each loss is log(1 + e^-4) if right."""
     seen = []
@@ -63,8 +59,8 @@ def test_grade_keeps_the_first_of_the_best_epochs():
     one = grading(model)
     for epoch, weights in enumerate([(1, 0), (0, 1), (0, 2)]):
         set_weights(model, *weights)
-        grade(one, epoch)
-    best, outcome = one.best["student"], one.outcomes(lambda _: None)["student"]
+        one.grade(epoch)
+    best, outcome = one.best["student"], one.outcomes()["student"]
     assert (best.epoch, best.accuracy) == (2, 1.0) and best.weights["1.weight"][1].tolist() == [1.0] * 4
     assert same(outcome.best, best.weights) and outcome.last["1.weight"][1].tolist() == [2.0] * 4
     assert (outcome.best_epoch, outcome.best_accuracy, outcome.epochs) == (2, 1.0, 3)
@@ -76,7 +72,7 @@ def test_grade_takes_the_average_and_leaves_the_network_as_it_was():
     set_weights(model, 3, 0)
     own = copied(model.network.state_dict())
     one = grading(model, {"student": average})
-    assert grade(one, 0)["validation/accuracy"] == 1
+    assert one.grade(0)["validation/accuracy"] == 1
     assert same(one.best["student"].weights, average.state) and same(model.network.state_dict(), own)
 
 
@@ -87,8 +83,8 @@ def test_begin_again_goes_on_from_the_average_and_forgets_the_best_epoch():
     averages = {"student": Average(model.network, 0.5)}
     set_weights(model, 5, 6)
     one = grading(model, averages, peer=peer)
-    grade(one, 0)
-    one.begin_again(lambda _: None)
+    one.grade(0)
+    one.begin_again()
     assert {name: best.epoch for name, best in one.best.items()} == {"student": 0, "peer": 0}
     assert one.before["student"]["1.weight"][:, 0].tolist() == [0, 1]
     assert one.before["peer"]["1.weight"][:, 0].tolist() == [5, 6]
@@ -100,9 +96,9 @@ def test_outcomes_grade_the_last_epoch_again_where_it_was_not_graded_here():
     model = linear(0, 1)
     one, resumed = grading(model), grading(model)
     for epoch in range(3):
-        grade(one, epoch)
+        one.grade(epoch)
     resumed.best = one.best
-    assert same(resumed.outcomes(lambda _: None)["student"].last, one.outcomes(lambda _: None)["student"].last)
+    assert same(resumed.outcomes()["student"].last, one.outcomes()["student"].last)
 
 
 @pytest.mark.parametrize(("kind", "replaced"), [("measured", STATISTICS), ("running", set())])
