@@ -89,6 +89,9 @@ inline void forward_block(const bfloat16* x, long row, long first, long last, lo
     constexpr int P = (Q - 1) * STRIDE + 3;
     __m512 sums[Q][N];
     clear(sums);
+    if (finish.shortcut != nullptr) {
+        for (int q = 0; q < Q; ++q) __builtin_prefetch(finish.shortcut + at + q * out_channels);
+    }
     for (long ky = first; ky < last; ++ky) {
         const bfloat16 *from = x + ky * row, *weights_of_row = packed + ky * channels * 3 * N * LANES;
         for (long c = 0; c < channels; c += 2) {
@@ -374,20 +377,20 @@ void conv3x3_pack(const float* weight, long out_channels, long channels, long by
         const __m512i high = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(second));
         return _mm512_or_si512(low, _mm512_slli_epi32(high, 16));
     };
-    for (long c = 0; c < out_channels;) {
-        const long vectors = blocked(out_channels, c);
+    for (long c = 0; c < out_channels; c += LANES) {
+        // The place in the block of output channels, which may have 16 or 32.
+        const long block = c / (2 * LANES) * (2 * LANES), wide = blocked(out_channels, block) * 2 * LANES;
+        bfloat16* to = packed + block * 9 * ((channels + 1) / 2 * 2) + (c - block) * 2;
         for (long ky = 0; ky < 3; ++ky) {
-            for (long in = 0; in < channels; in += 2) {
-                for (long kx = 0; kx < 3; ++kx) {
-                    for (long n = 0; n < vectors; ++n) {
-                        const float* from = weight + (c + n * LANES) * by_out + in * by_in + ky * by_y + kx * by_x;
-                        _mm512_storeu_si512(packed, pairs(from, in + 1 < channels));
-                        packed += 2 * LANES;
-                    }
+            for (long kx = 0; kx < 3; ++kx) {
+                // Innermost, because a line of the cache has several.
+                for (long in = 0; in < channels; in += 2) {
+                    const float* from = weight + c * by_out + in * by_in + ky * by_y + kx * by_x;
+                    bfloat16* here = to + ((ky * ((channels + 1) / 2) + in / 2) * 3 + kx) * wide;
+                    _mm512_storeu_si512(here, pairs(from, in + 1 < channels));
                 }
             }
         }
-        c += vectors * LANES;
     }
 }
 
