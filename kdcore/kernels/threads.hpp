@@ -6,8 +6,11 @@ using Parallel = void (*)(void (*)(void*), void*, unsigned, unsigned);
 using Number = int (*)();
 
 // GOMP_parallel, omp_get_thread_num and omp_get_num_threads. One copy in a library, whatever the number of its sources.
+// Hidden: else two libraries that one process loads would share them.
+#pragma GCC visibility push(hidden)
 inline Parallel parallel = nullptr;
 inline Number thread_number = nullptr, number_of_threads = nullptr;
+#pragma GCC visibility pop
 
 // Call body(number of the thread, number of threads) in each thread.
 template <class Body>

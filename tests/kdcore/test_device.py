@@ -46,9 +46,9 @@ def test_a_cpu_computes_in_bf16_when_asked_and_where_it_has_it(monkeypatch, prec
     ],
 )
 def test_cpu_has_bf16_by_the_flags_of_the_kernel(monkeypatch, tmp_path: Path, text, has):
-    monkeypatch.setattr(device, "CPUS", tmp_path / "cpuinfo")
+    monkeypatch.setattr(cores, "CPUS", tmp_path / "cpuinfo")
     if text is not None:
-        device.CPUS.write_text(text)
+        cores.CPUS.write_text(text)
     assert device.cpu_has_bf16() is has
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
     assert not device.cpu_has_bf16()
@@ -98,7 +98,7 @@ HERE = Path("cache")
 
 @pytest.fixture
 def fused(monkeypatch):
-    monkeypatch.setattr(kernels, "enable", lambda _: FUSED)
+    monkeypatch.setattr(kernels, "enable", lambda *_: FUSED)
 
 
 @pytest.mark.usefixtures("four_cores", "fused")
@@ -123,7 +123,7 @@ def test_resume_says_what_this_machine_does_not_have(monkeypatch):
 
 @pytest.mark.usefixtures("four_cores")
 def test_resume_says_that_the_fused_kernels_are_missing(monkeypatch):
-    monkeypatch.setattr(kernels, "enable", lambda _: kernels.Support(False, "eager: no compiler"))
+    monkeypatch.setattr(kernels, "enable", lambda *_: kernels.Support(False, "eager: no compiler"))
     here, changed = device.resume(BEGUN, Training(device="cpu"), HERE)
     assert (here.kernels, here.folded, here.note) == (False, True, "eager: no compiler")
     assert changed == "without the fused kernels (eager: no compiler)"
@@ -132,7 +132,7 @@ def test_resume_says_that_the_fused_kernels_are_missing(monkeypatch):
 @pytest.mark.usefixtures("four_cores")
 def test_resume_keeps_the_reason_why_a_job_began_without_the_fused_kernels(monkeypatch):
     """Also where there are some: the job computes as it began."""
-    monkeypatch.setattr(kernels, "enable", lambda _: FUSED)
+    monkeypatch.setattr(kernels, "enable", lambda *_: FUSED)
     begun = replace(BEGUN, kernels=False, note="eager: no compiler")
     assert device.resume(begun, Training(device="cpu"), HERE) == (begun, "")
 
