@@ -26,9 +26,8 @@ constexpr long LANES = 16;     // channels of a group: the floats of a register
 constexpr long TAPS = 9;
 constexpr long PIXELS = 256;   // of a chunk, about: its pairs of two groups of channels fit into the L1 cache
 constexpr long ROWS = 4;       // the fewest rows of a chunk, because two more of grad_y are copied with each
-constexpr long BLOCKS = 64;    // the most parts of the sum, and so the most threads
-constexpr long ROOM = 1 << 19; // floats of all parts together, where this leaves at least
-constexpr long FEW_BLOCKS = 16;
+constexpr long BLOCKS = 64;    // of images, with 16 channels: the most parts of the sum
+constexpr long SHARES = 16;    // the least number of pieces of work, where there are as many images
 
 using Pixel = uint16_t;    // a bfloat16
 using Pair = uint32_t;     // two of them
@@ -43,6 +42,7 @@ struct Shape {
     long rows;           // of a chunk, or of an image, if less
     long together;       // images of a chunk
     long blocks;
+    long groups;         // of output channels
     long sums;           // floats of one part of the sum
     long x_group, y_group;  // pairs that a group of channels occupies in a buffer
 
@@ -54,42 +54,48 @@ struct Shape {
         pairs = (out_width + 1) / 2;
         x_rows = stride;
         x_row = (stride == 1 ? 2 * pairs + 1 : 3 * pairs) * LANES;
-        rows = std::min(out_height, std::max(ROWS, PIXELS / (2 * pairs)));
+        const long pixels = PIXELS / stride;
+        rows = std::min(out_height, std::max(ROWS, pixels / (2 * pairs)));
         sums = TAPS * in_channels * out_channels;
-        blocks = std::min({images, BLOCKS, std::max(FEW_BLOCKS, ROOM / sums)});
-        const long fit = std::max(1L, PIXELS / (2 * pairs * out_height));
+        groups = out_channels / LANES;
+        blocks = std::max(BLOCKS * LANES * LANES / (in_channels * out_channels), (SHARES + groups - 1) / groups);
+        blocks = std::min({blocks, images, BLOCKS});
+        const long fit = std::max(1L, pixels / (2 * pairs * out_height));
         together = rows < out_height ? 1 : std::min(fit, (images + blocks - 1) / blocks);
         x_group = together * rows * x_rows * x_row;
         y_group = together * (rows + 2) * pairs * LANES;
     }
-    long buffer() const { return in_channels / LANES * x_group + out_channels / LANES * y_group; }
+    long buffer() const { return in_channels / LANES * x_group + groups * y_group; }
     long room(long threads) const { return blocks * sums + threads * buffer() + LANES; }
 };
 
 // Pairs of the channels of two pixels. Null: a pixel outside of the map.
-inline void store_pair(Pair* to, const Pixel* first, const Pixel* second) {
+inline void store_pair(Pair* to, const Pixel* first, const Pixel* second, __m512i order) {
     const __m256i zero = _mm256_setzero_si256();
     const __m256i a = first == nullptr ? zero : _mm256_loadu_si256(reinterpret_cast<const __m256i*>(first));
     const __m256i b = second == nullptr ? zero : _mm256_loadu_si256(reinterpret_cast<const __m256i*>(second));
-    const __m512i low = _mm512_cvtepu16_epi32(a), high = _mm512_slli_epi32(_mm512_cvtepu16_epi32(b), 16);
-    _mm512_store_si512(to, _mm512_or_si512(low, high));
+    _mm512_store_si512(to, _mm512_permutex2var_epi16(_mm512_castsi256_si512(a), order, _mm512_castsi256_si512(b)));
 }
 
 // Pairs (begin + step * 2 * i, begin + step * (2 * i + 1)) of a row, for one group of channels.
 inline void store_pairs(Pair* to, const Pixel* row, long width, long channels, long begin, long step, long count) {
+    // The channels of two pixels in turn: 0, 32, 1, 33, ... of two registers.
+    alignas(64) constexpr Pixel ORDER[2 * LANES] = {0, 32, 1, 33, 2,  34, 3,  35, 4,  36, 5,  37, 6,  38, 7,  39,
+                                                    8, 40, 9, 41, 10, 42, 11, 43, 12, 44, 13, 45, 14, 46, 15, 47};
+    const __m512i order = _mm512_load_si512(ORDER);
     long i = 0;
     const auto edge = [&](long until) {
         for (; i < until; ++i) {
             const long first = begin + step * 2 * i, second = first + step;
             const auto inside = [&](long p) { return p >= 0 && p < width ? row + p * channels : nullptr; };
-            store_pair(to + i * LANES, inside(first), inside(second));
+            store_pair(to + i * LANES, inside(first), inside(second), order);
         }
     };
     edge(begin < 0 ? 1 : 0);
     const long whole = std::max(i, std::min(count, (width - begin + step - 1) / (2 * step)));
     for (; i < whole; ++i) {
         const Pixel* first = row + (begin + step * 2 * i) * channels;
-        store_pair(to + i * LANES, first, first + step * channels);
+        store_pair(to + i * LANES, first, first + step * channels, order);
     }
     edge(count);
 }
@@ -166,7 +172,7 @@ void add_products(const Shape& s, const Pair* x, const Pair* y, long images, lon
 // Sums of one chunk for all channels, added to those in `to` if there are `more`: [group of co][ci][tap][16].
 template <int STRIDE>
 void add_chunk(const Shape& s, const Pixel* x, const Pixel* y, long images, long first, long rows, bool more,
-               Pair* buffer, float* to) {
+               long from_group, long to_group, Pair* buffer, float* to) {
     Pair* const y_pairs = buffer + s.in_channels / LANES * s.x_group;
     for (long image = 0; image < images; ++image) {
         for (long row = first * STRIDE; row < std::min(s.height, (first + rows) * STRIDE); ++row) {
@@ -176,12 +182,13 @@ void add_chunk(const Shape& s, const Pixel* x, const Pixel* y, long images, long
         for (long row = std::max(0L, first - 1); row < std::min(s.out_height, first + rows + 1); ++row) {
             const Pixel* from = y + (image * s.out_height + row) * s.out_width * s.out_channels;
             Pair* at = y_pairs + (image * (rows + 2) + row - first + 1) * s.pairs * LANES;
-            for (long g = 0; g < s.out_channels / LANES; ++g) {
+            for (long g = from_group; g < to_group; ++g) {
                 store_pairs(at + g * s.y_group, from + g * LANES, s.out_width, s.out_channels, 0, 1, s.pairs);
             }
         }
     }
-    for (long co = 0; co < s.out_channels / LANES; ++co) {
+    to += from_group * s.in_channels * TAPS * LANES;
+    for (long co = from_group; co < to_group; ++co) {
         for (long ci = 0; ci < s.in_channels; ci += 2, to += 2 * TAPS * LANES) {
             add_products<STRIDE>(s, buffer + ci / LANES * s.x_group + ci % LANES, y_pairs + co * s.y_group, images,
                                  first, rows, more, to);
@@ -194,36 +201,37 @@ void gradient(const Shape& s, const Pixel* x, const Pixel* y, float* grad_w, flo
     Pair* const buffers = reinterpret_cast<Pair*>(partial + s.blocks * s.sums);
     in_threads(threads, [=, &s](long thread, long of) {
         Pair* const buffer = buffers + thread * s.buffer();
-        for (long block = s.blocks * thread / of; block < s.blocks * (thread + 1) / of; ++block) {
+        const long shares = s.blocks * s.groups, until = shares * (thread + 1) / of;
+        for (long share = shares * thread / of, next; share < until; share = next) {
+            const long block = share / s.groups, group = share % s.groups;
+            next = std::min(until, (block + 1) * s.groups);
             bool more = false;
             const long end = s.images * (block + 1) / s.blocks;
             for (long image = s.images * block / s.blocks; image < end; image += s.together) {
-                const long together = std::min(s.together, end - image);
-                for (long row = 0; row < s.out_height; row += s.rows) {
+                for (long row = 0; row < s.out_height; row += s.rows, more = true) {
                     add_chunk<STRIDE>(s, x + image * s.height * s.width * s.in_channels,
-                                      y + image * s.out_height * s.out_width * s.out_channels, together, row,
-                                      std::min(s.rows, s.out_height - row), more, buffer, partial + block * s.sums);
-                    more = true;
+                                      y + image * s.out_height * s.out_width * s.out_channels,
+                                      std::min(s.together, end - image), row, std::min(s.rows, s.out_height - row),
+                                      more, group, group + next - share, buffer, partial + block * s.sums);
                 }
             }
         }
     });
-    // Parts are added in order, 16 vectors of one group of output channels at a time.
-    const long tiles = s.sums / (LANES * LANES), of_group = TAPS * s.in_channels / LANES;
+    // Parts are added in order, and turned, 9 x 16 vectors of one group of output channels at a time.
+    constexpr long VECTORS = TAPS * LANES;
+    const long tiles = s.sums / (VECTORS * LANES), row = TAPS * s.in_channels, of_group = row / VECTORS;
     in_threads(threads, [=, &s](long thread, long of) {
         for (long tile = tiles * thread / of; tile < tiles * (thread + 1) / of; ++tile) {
-            alignas(64) float sums[LANES][LANES];
-            for (long i = 0; i < LANES; ++i) {
-                const float* from = partial + (tile * LANES + i) * LANES;
-                Sums total = _mm512_load_ps(from);
-                for (long block = 1; block < s.blocks; ++block) {
-                    total = _mm512_add_ps(total, _mm512_load_ps(from + block * s.sums));
+            float* const sums = partial + tile * VECTORS * LANES;
+            for (long block = 1; block < s.blocks; ++block) {
+                const float* more = sums + block * s.sums;
+                for (long i = 0; i < VECTORS * LANES; i += LANES) {
+                    _mm512_store_ps(sums + i, _mm512_add_ps(_mm512_load_ps(sums + i), _mm512_load_ps(more + i)));
                 }
-                _mm512_store_ps(sums[i], total);
             }
-            float* to = grad_w + tile / of_group * LANES * TAPS * s.in_channels + tile % of_group * LANES;
+            float* const to = grad_w + tile / of_group * LANES * row + tile % of_group * VECTORS;
             for (long co = 0; co < LANES; ++co) {
-                for (long i = 0; i < LANES; ++i) to[co * TAPS * s.in_channels + i] = sums[i][co];
+                for (long i = 0; i < VECTORS; ++i) to[co * row + i] = sums[i * LANES + co];
             }
         }
     });
