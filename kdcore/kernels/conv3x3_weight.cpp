@@ -69,48 +69,56 @@ struct Shape {
     long room(long threads) const { return blocks * sums + threads * buffer() + LANES; }
 };
 
-// Pairs of the channels of two pixels. Null: a pixel outside of the map.
-inline void store_pair(Pair* to, const Pixel* first, const Pixel* second, __m512i order) {
-    const __m256i zero = _mm256_setzero_si256();
-    const __m256i a = first == nullptr ? zero : _mm256_loadu_si256(reinterpret_cast<const __m256i*>(first));
-    const __m256i b = second == nullptr ? zero : _mm256_loadu_si256(reinterpret_cast<const __m256i*>(second));
-    _mm512_store_si512(to, _mm512_permutex2var_epi16(_mm512_castsi256_si512(a), order, _mm512_castsi256_si512(b)));
-}
+inline __m256i pixel(const Pixel* from) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)); }
 
-// Pairs (begin + step * 2 * i, begin + step * (2 * i + 1)) of a row, for one group of channels.
-inline void store_pairs(Pair* to, const Pixel* row, long width, long channels, long begin, long step, long count) {
-    // The channels of two pixels in turn: 0, 32, 1, 33, ... of two registers.
-    alignas(64) constexpr Pixel ORDER[2 * LANES] = {0, 32, 1, 33, 2,  34, 3,  35, 4,  36, 5,  37, 6,  38, 7,  39,
-                                                    8, 40, 9, 41, 10, 42, 11, 43, 12, 44, 13, 45, 14, 46, 15, 47};
+// Store the pairs of two pixels: their channels in turn.
+inline void store_pairs(Pair* to, __m256i first, __m256i second) {
+    alignas(64) static constexpr Pixel ORDER[2 * LANES] = {0, 32, 1, 33, 2,  34, 3,  35, 4,  36, 5,  37, 6,  38, 7,  39,
+                                                           8, 40, 9, 41, 10, 42, 11, 43, 12, 44, 13, 45, 14, 46, 15, 47};
     const __m512i order = _mm512_load_si512(ORDER);
-    long i = 0;
-    const auto edge = [&](long until) {
-        for (; i < until; ++i) {
-            const long first = begin + step * 2 * i, second = first + step;
-            const auto inside = [&](long p) { return p >= 0 && p < width ? row + p * channels : nullptr; };
-            store_pair(to + i * LANES, inside(first), inside(second), order);
-        }
-    };
-    edge(begin < 0 ? 1 : 0);
-    const long whole = std::max(i, std::min(count, (width - begin + step - 1) / (2 * step)));
-    for (; i < whole; ++i) {
-        const Pixel* first = row + (begin + step * 2 * i) * channels;
-        store_pair(to + i * LANES, first, first + step * channels, order);
-    }
-    edge(count);
+    const __m512i pairs =
+        _mm512_permutex2var_epi16(_mm512_castsi256_si512(first), order, _mm512_castsi256_si512(second));
+    _mm512_store_si512(to, pairs);
 }
 
-void store_x(const Shape& s, const Pixel* row, Pair* to, long group) {
-    for (long g = 0; g < s.in_channels / LANES; ++g, row += LANES, to += group) {
-        if (s.stride == 1) {
-            store_pairs(to, row, s.width, s.in_channels, 0, 1, s.pairs);
-            store_pairs(to + s.pairs * LANES, row, s.width, s.in_channels, -1, 1, s.pairs + 1);
+// Store 16 channels of a row of grad_y: pixels (0, 1), (2, 3), ... What is outside of the map is 0.
+inline void store_y(const Shape& s, const Pixel* row, Pair* to) {
+    const long step = s.out_channels;
+    long p = 0;
+    for (; p + 2 <= s.out_width; p += 2, row += 2 * step, to += LANES) store_pairs(to, pixel(row), pixel(row + step));
+    if (p < s.out_width) store_pairs(to, pixel(row), _mm256_setzero_si256());
+}
+
+// Store 16 channels of a row of x, for stride 1 as (0, 1), (2, 3), ... and (-1, 0), (1, 2), ...: the first for kx = 1,
+// the others for kx = 0 and, from the second pair on, for kx = 2. For stride 2 each kx has pairs of its own:
+// (-1, 1), (3, 5), ...; (0, 2), (4, 6), ...; (1, 3), (5, 7), ...
+template <int STRIDE>
+inline void store_x(const Shape& s, const Pixel* row, Pair* to) {
+    const long step = s.in_channels, other = s.pairs * LANES;
+    const __m256i zero = _mm256_setzero_si256();
+    __m256i before = zero;
+    const auto store = [&](auto pixel_at) {
+        const __m256i first = pixel_at(0), second = pixel_at(1);
+        if constexpr (STRIDE == 1) {
+            store_pairs(to, first, second);
+            store_pairs(to + other, before, first);
+            before = second;
         } else {
-            for (long kx = 0; kx < 3; ++kx) {
-                store_pairs(to + kx * s.pairs * LANES, row, s.width, s.in_channels, kx - 1, 2, s.pairs);
-            }
+            const __m256i third = pixel_at(2), fourth = pixel_at(3);
+            store_pairs(to, before, second);
+            store_pairs(to + other, first, third);
+            store_pairs(to + 2 * other, second, fourth);
+            before = fourth;
         }
+        to += LANES;
+    };
+    constexpr long PIXELS_OF_PAIR = 2 * STRIDE;
+    long p = 0;
+    for (; p + PIXELS_OF_PAIR <= s.width; p += PIXELS_OF_PAIR, row += PIXELS_OF_PAIR * step) {
+        store([=](long i) { return pixel(row + i * step); });
     }
+    if (p < s.width) store([=](long i) { return p + i < s.width ? pixel(row + i * step) : zero; });
+    if (STRIDE == 1) store_pairs(to + other, before, zero);
 }
 
 inline __m512bh bits(__m512i of) { return (__m512bh)of; }
@@ -177,13 +185,16 @@ void add_chunk(const Shape& s, const Pixel* x, const Pixel* y, long images, long
     for (long image = 0; image < images; ++image) {
         for (long row = first * STRIDE; row < std::min(s.height, (first + rows) * STRIDE); ++row) {
             const long at = image * rows * STRIDE + row - first * STRIDE;
-            store_x(s, x + (image * s.height + row) * s.width * s.in_channels, buffer + at * s.x_row, s.x_group);
+            const Pixel* from = x + (image * s.height + row) * s.width * s.in_channels;
+            for (long g = 0; g < s.in_channels / LANES; ++g) {
+                store_x<STRIDE>(s, from + g * LANES, buffer + g * s.x_group + at * s.x_row);
+            }
         }
         for (long row = std::max(0L, first - 1); row < std::min(s.out_height, first + rows + 1); ++row) {
             const Pixel* from = y + (image * s.out_height + row) * s.out_width * s.out_channels;
             Pair* at = y_pairs + (image * (rows + 2) + row - first + 1) * s.pairs * LANES;
             for (long g = from_group; g < to_group; ++g) {
-                store_pairs(at + g * s.y_group, from + g * LANES, s.out_width, s.out_channels, 0, 1, s.pairs);
+                store_y(s, from + g * LANES, at + g * s.y_group);
             }
         }
     }
