@@ -173,7 +173,7 @@ def _opened(path: Path) -> ctypes.CDLL:
     if has_convolutions(library):
         library.conv3x3_packed.restype, library.conv3x3_packed.argtypes = whole, [whole, whole]
         library.conv3x3_pack.restype = library.conv3x3_forward.restype = None
-        library.conv3x3_strided_gradient.restype = None
+        library.conv3x3_strided_gradient.restype = library.conv3x3_weight_gradient.restype = None
         # weight, the channels of output and input, the weight's strides, turned, packed
         library.conv3x3_pack.argtypes = [pointer, *[whole] * 6, number, pointer]
         library.conv3x3_forward.argtypes = [
@@ -185,6 +185,10 @@ def _opened(path: Path) -> ctypes.CDLL:
             *(pointer, whole, whole, whole, whole, whole),  # grad_y, images, height, width, channels, out_channels
             *(pointer, pointer, number),  # packed, grad_x, threads
         ]
+        shape = [whole, whole, whole, whole, whole, number]  # images, height, width, channels, out_channels, stride
+        library.conv3x3_weight_room.restype, library.conv3x3_weight_room.argtypes = whole, [*shape, number]  # threads
+        # x, grad_y, grad_w, its shape, partial, threads
+        library.conv3x3_weight_gradient.argtypes = [pointer, pointer, pointer, *shape, pointer, number]
     if (openmp := openmp_of_torch()) is not None:
         runtime = ctypes.CDLL(openmp)
         library.use_threads.argtypes = [pointer, pointer, pointer]

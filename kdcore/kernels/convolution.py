@@ -134,7 +134,7 @@ class _Conv3x3(torch.autograd.Function):
         to_maps, to_weight, to_bias, *_ = ctx.needs_input_grad
         return (
             _gradient_of_maps(ctx.library, gradient, weight, ctx.stride, maps) if to_maps else None,
-            _gradient_of_weight(gradient, weight, ctx.stride, maps) if to_weight else None,
+            _gradient_of_weight(ctx.library, gradient, weight, ctx.stride, maps) if to_weight else None,
             gradient.sum((0, 2, 3), dtype=torch.float32) if to_bias else None,
             None,
             None,
@@ -156,7 +156,16 @@ def _gradient_of_maps(library: ctypes.CDLL, gradient: Tensor, weight: Tensor, st
     return result
 
 
-def _gradient_of_weight(gradient: Tensor, weight: Tensor, stride: int, maps: Tensor) -> Tensor:
+def _gradient_of_weight(library: ctypes.CDLL, gradient: Tensor, weight: Tensor, stride: int, maps: Tensor) -> Tensor:
+    if maps.size(1) > FEW:
+        images, channels, height, width = maps.shape
+        shape, threads = (images, height, width, channels, weight.size(0), stride), torch.get_num_threads()
+        partial = torch.empty(library.conv3x3_weight_room(*shape, threads))
+        result = torch.empty(weight.shape)
+        library.conv3x3_weight_gradient(
+            *(maps.data_ptr(), gradient.data_ptr(), result.data_ptr()), *shape, partial.data_ptr(), threads
+        )
+        return result
     return _by_pytorch(gradient, weight, stride, maps, (False, True))[1].float()
 
 
@@ -184,7 +193,8 @@ ALLOWED = 1e-2
 
 
 def fault(library: ctypes.CDLL) -> str | None:
-    """Compare the kernels with PyTorch in double precision, where each part of them is reached. Returns what is wrong."""
+    """Compare the kernels with PyTorch in double precision, where each part of them is reached. Returns what is
+    wrong."""
     for channels, out_channels, width, stride in ((3, 16, 17, 1), (16, 48, 9, 1), (48, 16, 15, 2), (16, 32, 8, 2)):
         worst = worst_error(library, channels, out_channels, width, stride)
         if not worst <= ALLOWED:  # also for a NaN
