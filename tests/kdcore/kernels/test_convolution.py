@@ -17,15 +17,14 @@ PLACES = [(side, stride) for side in SIDES for stride in (1, 2) if (side[1] - 1)
 CHANNELS = [(16, 16), (32, 16), (16, 32), (48, 80), (64, 64)]
 
 
+pytestmark = pytest.mark.usefixtures("own_convolutions")
+
+
 @pytest.fixture(autouse=True)
-def enabled(compiled: Path) -> Iterator[None]:
-    support = kernels.enable(compiled)
-    if not support.convolutions:
-        pytest.skip(f"no convolutions here: {support.note}")
+def same_threads() -> Iterator[None]:
     threads = torch.get_num_threads()
     yield
     torch.set_num_threads(threads)
-    kernels.disable()
 
 
 def random(*shape: int, seed: int = 0, dtype: torch.dtype = torch.bfloat16) -> Tensor:
