@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import ctypes
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -63,7 +63,7 @@ class Packed:
         return result
 
 
-def is_covered(conv: nn.Module) -> bool:
+def is_covered(conv: nn.Module) -> TypeGuard[nn.Conv2d]:
     """Return True if the kernels are for this convolution."""
     return (
         type(conv) is nn.Conv2d
@@ -214,11 +214,11 @@ def worst_error(library: ctypes.CDLL, channels: int, out_channels: int, width: i
     maps, weight = wave(2, channels, 5, width, step=0.7), wave(out_channels, channels, 3, 3, step=1.3)
     gradient = wave(2, out_channels, _reduced(5, stride), _reduced(width, stride), step=1.9)
     few = channels <= FEW
-    ours = [(maps if few else maps.bfloat16()).requires_grad_(not few), weight.requires_grad_()]
-    theirs = [one.detach().double().requires_grad_() for one in (maps, weight)]
+    ours = rounded(maps).requires_grad_(not few), weight.requires_grad_()
+    theirs = maps.detach().double().requires_grad_(), weight.detach().double().requires_grad_()
     with torch.enable_grad():
         result = _Conv3x3.apply(*ours, None, stride, library)  # type: ignore[no-untyped-call]
-        reference = torch.conv2d(*theirs, None, stride, 1)
+        reference = torch.conv2d(theirs[0], theirs[1], None, stride, 1)
         # Products, because PyTorch imports its compiler for a gradient that is given.
         (result.double() * gradient.double()).sum().backward()
         (reference * gradient.double()).sum().backward()  # type: ignore[no-untyped-call]

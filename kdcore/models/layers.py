@@ -31,7 +31,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from kdcore import kernels
-from kdcore.kernels.convolution import rounded
+from kdcore.kernels.convolution import Packed, rounded
 
 RELU = nn.ReLU()
 """The ReLU of a place that has no name in its network, so that it cannot be tapped."""
@@ -325,7 +325,7 @@ class _Folded:
     dilation: tuple[int, ...]
     groups: int
     activation: tuple[str, list[float], str | None]
-    own: kernels.Packed | None
+    own: Packed | None
     """The weights for our own kernel, where it is used."""
 
     @classmethod
