@@ -270,7 +270,8 @@ long conv3x3_weight_room(long images, long height, long width, long in_channels,
 }
 
 // bfloat16: x, images x height x width x in_channels, and grad_y, images x ceil(height / stride) x
-// ceil(width / stride) x out_channels. float32: grad_w: out_channels x in_channels x 3 x 3. At least one image; channels are multiples of 16.
+// ceil(width / stride) x out_channels. float32: grad_w, out_channels x in_channels x 3 x 3. At least one image;
+// channels are multiples of 16.
 void conv3x3_weight_gradient(const void* x, const void* grad_y, float* grad_w, long images, long height, long width,
                              long in_channels, long out_channels, int stride, float* partial, int threads) {
     const Shape shape(images, height, width, in_channels, out_channels, stride);
