@@ -3,13 +3,19 @@
 //     grad_w[co][ci][ky][kx] = sum over images, rows r and columns p of
 //         grad_y[r][p][co] * x[stride * r + ky - 1][stride * p + kx - 1][ci]
 //
-// It is a product over pixels. `vdpbf16ps` adds two products to each of 16 floats: a lane is one output channel, and the
-// two products belong to two pixels beside each other in a row of grad_y. So both maps are copied into buffers of pairs,
-// [pair of pixels][channel][2], a chunk of some hundred pixels at a time. One vector of grad_y and one pair of x, which is
-// broadcast, then give 16 elements of grad_w. 18 sums (nine taps of two input channels) stay in registers during a chunk.
+// It is a product over pixels. `vdpbf16ps` adds two products to each of 16 floats: a lane is one output channel, and
+// the two products belong to two pixels beside each other in a row of grad_y. So both maps are copied into buffers of
+// pairs, [group of 16 channels][row][pair of pixels][channel][2], one chunk of some hundred pixels after the other. A
+// vector of grad_y and a pair of x, which is broadcast, then give 16 elements of grad_w. 18 sums (nine taps of two
+// input channels) stay in registers during a chunk, and a broadcast serves up to three of them: no load limits the
+// products.
 //
-// The same bits for every number of threads: the images are cut into fixed blocks, whose sums are added in order.
-// The instruction takes a denormal number as 0.
+// The same bits for every number of threads: the images are cut into fixed blocks, whose sums are added in order. The
+// output channels of a block can be shared between threads as well, so that a few blocks are enough where weights are
+// many.
+//
+// The instruction takes a denormal number as 0. What is outside of a map is 0 too, also in the second half of the last
+// pair of an odd row of grad_y: an infinite x, which meets it, gives a NaN.
 
 #if defined(__AVX512BF16__) && defined(__AVX512BW__)
 
@@ -17,64 +23,73 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <type_traits>
 
 #include "threads.hpp"
 
 namespace {
 
-constexpr long LANES = 16;     // channels of a group: the floats of a register
+constexpr long LANES = 16;       // channels of a group: the floats of a register
 constexpr long TAPS = 9;
-constexpr long PIXELS = 256;   // of a chunk, about: its pairs of two groups of channels fit into the L1 cache
-constexpr long ROWS = 4;       // the fewest rows of a chunk, because two more of grad_y are copied with each
-constexpr long BLOCKS = 64;    // of images, with 16 channels: the most parts of the sum
-constexpr long SHARES = 16;    // the least number of pieces of work, where there are as many images
+constexpr long LINE = 32;        // bfloat16 values of a cache line
+constexpr long PIXELS = 256;     // of x in a chunk, about: its pairs of two groups of channels fit into the L1 cache
+constexpr long ROWS = 4;         // the fewest rows of a chunk, because two more of grad_y are copied with each
+constexpr long BLOCKS = 64;      // of images, the most, with 16 channels: the more channels, the fewer
+constexpr long SHARES = 16;      // the fewest pieces of work (a block and a group of output channels), given the images
+constexpr long SMALL = 1 << 22;  // products for which threads cost more than they gain
 
-using Pixel = uint16_t;    // a bfloat16
-using Pair = uint32_t;     // two of them
-using Sums = __m512;
+using Pixel = uint16_t;  // a bfloat16 of one
+using Pair = uint32_t;   // those of two
 
 struct Shape {
     long images, height, width, in_channels, out_channels, stride;
     long out_height, out_width;
-    long pairs;          // of a row of grad_y
-    long x_rows;         // rows of x that one row of a chunk has
-    long x_row;          // pairs that a row of x occupies in a buffer
-    long rows;           // of a chunk, or of an image, if less
-    long together;       // images of a chunk
-    long blocks;
-    long groups;         // of output channels
-    long sums;           // floats of one part of the sum
-    long x_group, y_group;  // pairs that a group of channels occupies in a buffer
+    long groups;            // of output channels
+    long pairs;             // of pixels in a row of grad_y
+    long x_row, y_row;      // what a row of a group of channels occupies in a buffer
+    long x_group, y_group;  // what a group of channels occupies in a buffer
+    long rows, together;    // of a chunk: rows of grad_y, and images; several of these only if their rows fit
+    long sums;              // floats of one part of the sum
+    long blocks;            // parts
 
     Shape(long images, long height, long width, long in_channels, long out_channels, long stride)
         : images(images), height(height), width(width), in_channels(in_channels), out_channels(out_channels),
           stride(stride) {
         out_height = (height + stride - 1) / stride;
         out_width = (width + stride - 1) / stride;
-        pairs = (out_width + 1) / 2;
-        x_rows = stride;
-        x_row = (stride == 1 ? 2 * pairs + 1 : 3 * pairs) * LANES;
-        const long pixels = PIXELS / stride;
-        rows = std::min(out_height, std::max(ROWS, pixels / (2 * pairs)));
-        sums = TAPS * in_channels * out_channels;
         groups = out_channels / LANES;
+        pairs = (out_width + 1) / 2;
+        x_row = (stride == 1 ? 2 * pairs + 1 : 3 * pairs) * LANES;
+        y_row = pairs * LANES;
+        sums = TAPS * in_channels * out_channels;
         blocks = std::max(BLOCKS * LANES * LANES / (in_channels * out_channels), (SHARES + groups - 1) / groups);
-        blocks = std::min({blocks, images, BLOCKS});
-        const long fit = std::max(1L, pixels / (2 * pairs * out_height));
-        together = rows < out_height ? 1 : std::min(fit, (images + blocks - 1) / blocks);
-        x_group = together * rows * x_rows * x_row;
-        y_group = together * (rows + 2) * pairs * LANES;
+        blocks = std::min({blocks, BLOCKS, images});
+        const long fit = PIXELS / stride / (2 * pairs);
+        rows = std::min(out_height, std::max(ROWS, fit));
+        together = std::min(std::max(1L, fit / out_height), (images + blocks - 1) / blocks);
+        x_group = together * rows * stride * x_row;
+        y_group = together * (rows + 2) * y_row;
     }
     long buffer() const { return in_channels / LANES * x_group + groups * y_group; }
+    // The address may have to be moved to the next cache line.
     long room(long threads) const { return blocks * sums + threads * buffer() + LANES; }
+};
+
+// Part of a block: some images, or some rows of one.
+struct Chunk {
+    const Pixel *x, *y;          // of its first image
+    long images, first, rows;    // rows of grad_y
+    long group, end_group;       // of output channels
+    bool more;                   // there are sums already
 };
 
 inline __m256i pixel(const Pixel* from) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)); }
 
 // Store the pairs of two pixels: their channels in turn.
 inline void store_pairs(Pair* to, __m256i first, __m256i second) {
-    alignas(64) static constexpr Pixel ORDER[2 * LANES] = {0, 32, 1, 33, 2,  34, 3,  35, 4,  36, 5,  37, 6,  38, 7,  39,
-                                                           8, 40, 9, 41, 10, 42, 11, 43, 12, 44, 13, 45, 14, 46, 15, 47};
+    alignas(64) static constexpr Pixel ORDER[2 * LANES] = {0,  32, 1,  33, 2,  34, 3,  35, 4,  36, 5,
+                                                           37, 6,  38, 7,  39, 8,  40, 9,  41, 10, 42,
+                                                           11, 43, 12, 44, 13, 45, 14, 46, 15, 47};
     const __m512i order = _mm512_load_si512(ORDER);
     const __m512i pairs =
         _mm512_permutex2var_epi16(_mm512_castsi256_si512(first), order, _mm512_castsi256_si512(second));
@@ -121,88 +136,83 @@ inline void store_x(const Shape& s, const Pixel* row, Pair* to) {
     if (STRIDE == 1) store_pairs(to + other, before, zero);
 }
 
-inline __m512bh bits(__m512i of) { return (__m512bh)of; }
-inline __m512bh load(const Pair* from) { return bits(_mm512_load_si512(from)); }
-inline __m512bh all(const Pair* from) { return bits(_mm512_set1_epi32(int(*from))); }
+inline __m512bh load(const Pair* from) { return (__m512bh)_mm512_load_si512(from); }
+inline __m512bh broadcast(const Pair* from) { return (__m512bh)_mm512_set1_epi32(int(*from)); }
 
-// The sums of nine taps for two input channels and the 16 output channels of a group, over a chunk.
+// Add the products of a chunk to nine sums of each of two input channels, with the 16 output channels of a group.
 template <int STRIDE>
-void add_products(const Shape& s, const Pair* x, const Pair* y, long images, long first, long rows, bool more,
-                  float* to) {
-    Sums sums[2][3][3];
+void add_products(const Shape& s, const Chunk& chunk, const Pair* x, const Pair* y, float* to) {
+    __m512 sums[2][3][3];
+    __m512* const all = &sums[0][0][0];
 #pragma GCC unroll 18
-    for (int i = 0; i < 18; ++i) (&sums[0][0][0])[i] = more ? _mm512_load_ps(to + i * LANES) : _mm512_setzero_ps();
-    const long pairs = s.pairs * LANES;
-    // `above`: whether ky = 2 has a row of grad_y for this row of x; `below`: ky = 0.
-    const auto add_row = [&](const Pair* x, const Pair* y, auto above, auto below) {
-        const Pair* of_kx[3] = {x + pairs, x, x + pairs + LANES};
-        if (STRIDE == 2) of_kx[0] = x, of_kx[1] = x + pairs, of_kx[2] = x + 2 * pairs;
-        const Pair *y0 = y + pairs, *y1 = y, *y2 = STRIDE == 1 ? y - pairs : y;
-        for (long i = 0; i < pairs; i += LANES) {
-            const __m512bh middle = load(y1 + i);
-            __m512bh lower, upper;
-            if (below) lower = load(y0 + i);
-            if (above) upper = STRIDE == 1 ? load(y2 + i) : middle;
+    for (int i = 0; i < 2 * TAPS; ++i) all[i] = chunk.more ? _mm512_load_ps(to + i * LANES) : _mm512_setzero_ps();
+    // For stride 1 a row of x meets three of grad_y: its own with ky = 1, that below with ky = 0, that above with
+    // ky = 2. For stride 2 it is two rows of x: the first meets its own row with ky = 1, the second the same with
+    // ky = 2, and that below with ky = 0. `two` and `zero`: whether there are such rows in the image.
+    const auto add_row = [&](const Pair* x, const Pair* y, auto two, auto zero) {
+        const Pair* from[3] = {x + s.y_row, x, x + s.y_row + LANES};
+        if (STRIDE == 2) from[0] = x, from[1] = x + s.y_row, from[2] = x + 2 * s.y_row;
+        for (long i = 0; i < s.y_row; i += LANES) {
+            const __m512bh y1 = load(y + i);
+            const __m512bh y0 = zero ? load(y + i + s.y_row) : y1, y2 = STRIDE == 1 && two ? load(y + i - s.y_row) : y1;
 #pragma GCC unroll 3
             for (int kx = 0; kx < 3; ++kx) {
 #pragma GCC unroll 2
                 for (int c = 0; c < 2; ++c) {
-                    const __m512bh pair = all(of_kx[kx] + i + c);
-                    sums[c][1][kx] = _mm512_dpbf16_ps(sums[c][1][kx], middle, pair);
-                    const __m512bh odd = STRIDE == 1 || !(above || below) ? pair : all(of_kx[kx] + i + c + s.x_row);
-                    if (below) sums[c][0][kx] = _mm512_dpbf16_ps(sums[c][0][kx], lower, odd);
-                    if (above) sums[c][2][kx] = _mm512_dpbf16_ps(sums[c][2][kx], upper, odd);
+                    const __m512bh pair = broadcast(from[kx] + i + c);
+                    const __m512bh second = STRIDE == 2 && (two || zero) ? broadcast(from[kx] + i + c + s.x_row) : pair;
+                    if (zero) sums[c][0][kx] = _mm512_dpbf16_ps(sums[c][0][kx], y0, second);
+                    sums[c][1][kx] = _mm512_dpbf16_ps(sums[c][1][kx], y1, pair);
+                    if (two) sums[c][2][kx] = _mm512_dpbf16_ps(sums[c][2][kx], y2, second);
                 }
             }
         }
     };
-    using Yes = std::true_type;
-    using No = std::false_type;
-    for (long image = 0; image < images; ++image) {
-        for (long row = first; row < first + rows; ++row, x += s.x_rows * s.x_row, y += pairs) {
-            const bool above = STRIDE == 1 ? row > 0 : 2 * row + 1 < s.height, below = row + 1 < s.out_height;
-            if (above && below) {
-                add_row(x, y + pairs, Yes{}, Yes{});
-            } else if (above) {
-                add_row(x, y + pairs, Yes{}, No{});
-            } else if (below) {
-                add_row(x, y + pairs, No{}, Yes{});
-            } else {
-                add_row(x, y + pairs, No{}, No{});
-            }
+    constexpr std::true_type yes{};
+    constexpr std::false_type no{};
+    for (long image = 0; image < chunk.images; ++image, y += 2 * s.y_row) {
+        for (long row = chunk.first; row < chunk.first + chunk.rows; ++row, x += STRIDE * s.x_row, y += s.y_row) {
+            const bool two = STRIDE == 1 ? row > 0 : 2 * row + 1 < s.height, zero = row + 1 < s.out_height;
+            const Pair* own = y + s.y_row;
+            two ? (zero ? add_row(x, own, yes, yes) : add_row(x, own, yes, no))
+                : (zero ? add_row(x, own, no, yes) : add_row(x, own, no, no));
         }
-        y += 2 * pairs;
     }
 #pragma GCC unroll 18
-    for (int i = 0; i < 18; ++i) _mm512_store_ps(to + i * LANES, (&sums[0][0][0])[i]);
+    for (int i = 0; i < 2 * TAPS; ++i) _mm512_store_ps(to + i * LANES, all[i]);
 }
 
-// Sums of one chunk for all channels, added to those in `to` if there are `more`: [group of co][ci][tap][16].
+// Copy a chunk into the buffer, and add its products to a part of the sum: [group of co][ci][tap][16].
 template <int STRIDE>
-void add_chunk(const Shape& s, const Pixel* x, const Pixel* y, long images, long first, long rows, bool more,
-               long from_group, long to_group, Pair* buffer, float* to) {
-    Pair* const y_pairs = buffer + s.in_channels / LANES * s.x_group;
-    for (long image = 0; image < images; ++image) {
-        for (long row = first * STRIDE; row < std::min(s.height, (first + rows) * STRIDE); ++row) {
-            const long at = image * rows * STRIDE + row - first * STRIDE;
-            const Pixel* from = x + (image * s.height + row) * s.width * s.in_channels;
-            for (long g = 0; g < s.in_channels / LANES; ++g) {
-                store_x<STRIDE>(s, from + g * LANES, buffer + g * s.x_group + at * s.x_row);
-            }
+void add_chunk(const Shape& s, const Chunk& chunk, Pair* x_pairs, float* to) {
+    Pair* const y_pairs = x_pairs + s.in_channels / LANES * s.x_group;
+    const long x_row = s.width * s.in_channels, y_row = s.out_width * s.out_channels;
+    const long end = chunk.first + chunk.rows;
+    for (long image = 0; image < chunk.images; ++image) {
+        for (long row = chunk.first * STRIDE; row < std::min(s.height, end * STRIDE); ++row) {
+            const Pixel* from = chunk.x + (image * s.height + row) * x_row;
+            Pair* at = x_pairs + ((image * chunk.rows - chunk.first) * STRIDE + row) * s.x_row;
+            for (long c = 0; c < s.in_channels; c += LANES, at += s.x_group) store_x<STRIDE>(s, from + c, at);
         }
-        for (long row = std::max(0L, first - 1); row < std::min(s.out_height, first + rows + 1); ++row) {
-            const Pixel* from = y + (image * s.out_height + row) * s.out_width * s.out_channels;
-            Pair* at = y_pairs + (image * (rows + 2) + row - first + 1) * s.pairs * LANES;
-            for (long g = from_group; g < to_group; ++g) {
-                store_y(s, from + g * LANES, at + g * s.y_group);
-            }
+        for (long row = std::max(0L, chunk.first - 1); row < std::min(s.out_height, end + 1); ++row) {
+            const Pixel* from = chunk.y + (image * s.out_height + row) * y_row;
+            Pair* at = y_pairs + (image * (chunk.rows + 2) + 1 + row - chunk.first) * s.y_row;
+            for (long g = chunk.group; g < chunk.end_group; ++g) store_y(s, from + g * LANES, at + g * s.y_group);
         }
     }
-    to += from_group * s.in_channels * TAPS * LANES;
-    for (long co = from_group; co < to_group; ++co) {
-        for (long ci = 0; ci < s.in_channels; ci += 2, to += 2 * TAPS * LANES) {
-            add_products<STRIDE>(s, buffer + ci / LANES * s.x_group + ci % LANES, y_pairs + co * s.y_group, images,
-                                 first, rows, more, to);
+    // The next chunk lies behind this one in memory, which the products leave idle: fetch a part of it before each.
+    const long x_size = ((chunk.images - 1) * s.height + chunk.rows * STRIDE) * x_row;
+    const long y_size = ((chunk.images - 1) * s.out_height + chunk.rows) * y_row;
+    const long times = (chunk.end_group - chunk.group) * s.in_channels / 2;
+    const Pixel* next_x = chunk.x + chunk.first * STRIDE * x_row + x_size;
+    const Pixel* next_y = chunk.y + chunk.first * y_row + y_size;
+    to += chunk.group * s.in_channels * TAPS * LANES;
+    for (long g = chunk.group; g < chunk.end_group; ++g) {
+        for (long c = 0; c < s.in_channels; c += 2, to += 2 * TAPS * LANES) {
+            for (long i = 0; i < x_size / times; i += LINE) _mm_prefetch(next_x + i, _MM_HINT_T0);
+            for (long i = 0; i < y_size / times; i += LINE) _mm_prefetch(next_y + i, _MM_HINT_T0);
+            next_x += x_size / times, next_y += y_size / times;
+            add_products<STRIDE>(s, chunk, x_pairs + c / LANES * s.x_group + c % LANES, y_pairs + g * s.y_group, to);
         }
     }
 }
@@ -211,19 +221,20 @@ template <int STRIDE>
 void gradient(const Shape& s, const Pixel* x, const Pixel* y, float* grad_w, float* partial, int threads) {
     Pair* const buffers = reinterpret_cast<Pair*>(partial + s.blocks * s.sums);
     in_threads(threads, [=, &s](long thread, long of) {
-        Pair* const buffer = buffers + thread * s.buffer();
         const long shares = s.blocks * s.groups, until = shares * (thread + 1) / of;
         for (long share = shares * thread / of, next; share < until; share = next) {
-            const long block = share / s.groups, group = share % s.groups;
+            const long block = share / s.groups, end = s.images * (block + 1) / s.blocks;
             next = std::min(until, (block + 1) * s.groups);
-            bool more = false;
-            const long end = s.images * (block + 1) / s.blocks;
+            Chunk chunk{};
+            chunk.group = share % s.groups;
+            chunk.end_group = chunk.group + next - share;
             for (long image = s.images * block / s.blocks; image < end; image += s.together) {
-                for (long row = 0; row < s.out_height; row += s.rows, more = true) {
-                    add_chunk<STRIDE>(s, x + image * s.height * s.width * s.in_channels,
-                                      y + image * s.out_height * s.out_width * s.out_channels,
-                                      std::min(s.together, end - image), row, std::min(s.rows, s.out_height - row),
-                                      more, group, group + next - share, buffer, partial + block * s.sums);
+                chunk.x = x + image * s.height * s.width * s.in_channels;
+                chunk.y = y + image * s.out_height * s.out_width * s.out_channels;
+                chunk.images = std::min(s.together, end - image);
+                for (chunk.first = 0; chunk.first < s.out_height; chunk.first += s.rows, chunk.more = true) {
+                    chunk.rows = std::min(s.rows, s.out_height - chunk.first);
+                    add_chunk<STRIDE>(s, chunk, buffers + thread * s.buffer(), partial + block * s.sums);
                 }
             }
         }
@@ -252,21 +263,23 @@ void gradient(const Shape& s, const Pixel* x, const Pixel* y, float* grad_w, flo
 
 extern "C" {
 
-// The floats that `partial` needs.
+// The number of floats that `partial` needs: parts of the sum, and a buffer for each thread.
 long conv3x3_weight_room(long images, long height, long width, long in_channels, long out_channels, int stride,
                          int threads) {
     return Shape(images, height, width, in_channels, out_channels, stride).room(std::max(1, threads));
 }
 
-// x: images x height x width x in_channels; grad_y: the same with ceil(height / stride) x ceil(width / stride) and
-// out_channels, both bfloat16. grad_w: out_channels x in_channels x 3 x 3. Channels: multiples of 16.
+// bfloat16: x, images x height x width x in_channels, and grad_y, images x ceil(height / stride) x
+// ceil(width / stride) x out_channels. float32: grad_w, out_channels x in_channels x 3 x 3. At least one image;
+// channels are multiples of 16.
 void conv3x3_weight_gradient(const void* x, const void* grad_y, float* grad_w, long images, long height, long width,
                              long in_channels, long out_channels, int stride, float* partial, int threads) {
     const Shape shape(images, height, width, in_channels, out_channels, stride);
-    const uintptr_t misplaced = reinterpret_cast<uintptr_t>(partial) % 64;
-    float* const aligned = misplaced == 0 ? partial : partial + (64 - misplaced) / sizeof(float);
+    float* const aligned = partial + (64 - reinterpret_cast<uintptr_t>(partial) % 64) % 64 / sizeof(float);
+    const long products = images * shape.out_height * shape.out_width * shape.sums;
     const auto compute = stride == 1 ? gradient<1> : gradient<2>;
-    compute(shape, static_cast<const Pixel*>(x), static_cast<const Pixel*>(grad_y), grad_w, aligned, threads);
+    compute(shape, static_cast<const Pixel*>(x), static_cast<const Pixel*>(grad_y), grad_w, aligned,
+            products < SMALL ? 1 : threads);
 }
 }
 
