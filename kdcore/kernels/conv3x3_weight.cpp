@@ -251,9 +251,13 @@ void gradient(const Shape& s, const Pixel* x, const Pixel* y, float* grad_w, flo
                     _mm512_store_ps(sums + i, _mm512_add_ps(_mm512_load_ps(sums + i), _mm512_load_ps(more + i)));
                 }
             }
-            float* const to = grad_w + tile / of_group * LANES * row + tile % of_group * VECTORS;
+            float* const to = grad_w + tile / of_group * LANES * row + tile % of_group * LANES;
             for (long co = 0; co < LANES; ++co) {
-                for (long i = 0; i < VECTORS; ++i) to[co * row + i] = sums[i * LANES + co];
+                for (long tap = 0; tap < TAPS; ++tap) {
+                    for (long c = 0; c < LANES; ++c) {
+                        to[co * row + tap * s.in_channels + c] = sums[(c * TAPS + tap) * LANES + co];
+                    }
+                }
             }
         }
     });
@@ -270,7 +274,7 @@ long conv3x3_weight_room(long images, long height, long width, long in_channels,
 }
 
 // bfloat16: x, images x height x width x in_channels, and grad_y, images x ceil(height / stride) x
-// ceil(width / stride) x out_channels. float32: grad_w, out_channels x in_channels x 3 x 3. At least one image;
+// ceil(width / stride) x out_channels. float32: grad_w, out_channels x 3 x 3 x in_channels. At least one image;
 // channels are multiples of 16.
 void conv3x3_weight_gradient(const void* x, const void* grad_y, float* grad_w, long images, long height, long width,
                              long in_channels, long out_channels, int stride, float* partial, int threads) {

@@ -161,7 +161,8 @@ def _gradient_of_weight(library: ctypes.CDLL, gradient: Tensor, weight: Tensor, 
         images, channels, height, width = maps.shape
         shape, threads = (images, height, width, channels, weight.size(0), stride), torch.get_num_threads()
         partial = torch.empty(library.conv3x3_weight_room(*shape, threads))
-        result = torch.empty(weight.shape)
+        # As the weights of networks here: else autograd would copy it.
+        result = torch.empty(weight.shape, memory_format=torch.channels_last)
         library.conv3x3_weight_gradient(
             *(maps.data_ptr(), gradient.data_ptr(), result.data_ptr()), *shape, partial.data_ptr(), threads
         )
