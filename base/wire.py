@@ -436,7 +436,7 @@ class Report(TypedDict):
     computing, bytes stored, and `notes` where something was not kept. Null without a teacher."""
     timings: NotRequired[Timings]
     computing: NotRequired[dict[str, Any]]
-    """How the job computed: device, bf16, threads and why, kernels, folded, step, overlap; and the memory allocator."""
+    """How the job computed: device, bf16, threads and why, kernels, convolutions, folded, step, overlap; and the memory allocator."""
     warnings: list[WarningView]
     fidelity: NotRequired[FidelityView | None]
     """Null without the teacher's logits of the test images."""

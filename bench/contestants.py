@@ -279,7 +279,7 @@ def _stop_at(step: int, training: Any, workspace: Any) -> None:
 def run_job(me: Contestant, name: str, after_step: Callable[[Any, Any], None]) -> None:
     """Run the contestant's job as the engine does, and call `after_step` after each of its steps, with the stage's
     training and the workspace."""
-    from kdcore import device, prepare, run
+    from kdcore import device, kernels, prepare, run
     from kdcore.checkpoint import Watch
     from kdcore.protocol import Lines
     from kdcore.spec import parse
@@ -295,7 +295,12 @@ def run_job(me: Contestant, name: str, after_step: Callable[[Any, Any], None]) -
     choose = device.begin
 
     def chosen(*arguments: Any, **options: Any) -> Any:
-        return replace(choose(*arguments, **options), **me.computing)
+        computing = replace(choose(*arguments, **options), **me.computing)
+        if computing.kernels:
+            kernels.enable(folder / "cache", computing.convolutions)
+        else:
+            kernels.disable()
+        return computing
 
     with lines.open("w") as stream, _replaced(run, "Watch", Gate), _replaced(device, "begin", chosen):
         run.run(parse(spec_of(me)), prepare.Workspace(out, {}, folder / "cache", Lines(stream)))
