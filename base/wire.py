@@ -430,7 +430,8 @@ class Report(TypedDict):
     seconds: float
     """Of all attempts together."""
     cost: NotRequired[dict[str, Any]]
-    """What was measured: seconds of a step by stage, seconds of an evaluated image, memory, device, precision."""
+    """What was measured: seconds of a step by stage (`student/int8`: of epochs that train for int8), of an evaluated
+    image and of the files; memory, device, precision."""
     teacher_cache: NotRequired[dict[str, Any] | None]
     """Of the last attempt: views of the teacher that were stored already (`hits`) or computed (`misses`), seconds of
     computing, bytes stored, and `notes` where something was not kept. Null without a teacher."""
@@ -924,6 +925,8 @@ class PhaseSeconds(View):
     """All optimizer steps, of every stage of every trial."""
     evaluating: float | None
     """The held-out images after each epoch, and the test images at the end."""
+    exporting: float | None
+    """Writing the student's files and measuring each; null until a job has exported such a student in these formats."""
 
 
 class Estimate(View):
@@ -937,7 +940,7 @@ class Estimate(View):
     compression: float | None
     """The teacher's parameters divided by the student's."""
     seconds: float | None
-    """Of the whole job: its training and all evaluations, without the time in the queue."""
+    """Of the whole job: the sum of the phases that are known, without the time in the queue."""
     seconds_by_phase: PhaseSeconds
     memory_bytes: int | None
     """The largest memory of the engine (on a GPU, of the device). With the basis `parameters`: at least so much."""
