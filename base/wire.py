@@ -714,8 +714,11 @@ class Figures(View):
     parameters: int | None
     bytes: int | None
     gain: float | None
+    """student - alone, as the report's sentence states it: of several seeds the mean, unless the images leave open
+    whether distilling helped; then that of the delivered seed, whose accuracies are here."""
     gap_closed: NotRequired[float | None]
-    """(student - alone) / (teacher - alone), where the report states it; absent for a job of an earlier version."""
+    """(student - alone) / (teacher - alone), as the report's sentence states it, by the same rule as `gain`; null where
+    it states none, absent for a job of an earlier version."""
     teacher_accuracy: float | None
     alone_accuracy: float | None
     """Of the student alone."""
