@@ -373,6 +373,9 @@ class FileFigures(TypedDict):
     images: int
     """Test images on which both were measured."""
     latency: list[Latency]
+    batches_left_out: NotRequired[list[int]]
+    """Batch sizes without a latency: so many images at a time need more memory than a measurement may take (4.3 GB and
+    40 times the file). A smaller batch was measured in their place. Absent in reports of earlier versions."""
     threads: int | None
     """With which the latency was measured, on `cpu`."""
     cpu: str | None
