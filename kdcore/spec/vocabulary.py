@@ -54,7 +54,7 @@ def _with_json_types(model: type[BaseModel], schema: Any) -> None:
             continue
         check = _CHECKS.get(str(part.get("type")))
         if check is not None:
-            checked = core_schema.with_info_before_validator_function(check, part.copy())  # type: ignore[arg-type]
+            checked = core_schema.with_info_before_validator_function(check, part.copy())
             part.clear()
             part.update(checked)
         elif part.get("type") != "function-before" or part["function"]["function"] not in _CHECKS.values():
