@@ -8,12 +8,13 @@ from importlib.metadata import version
 from typing import Any
 
 from anyio import to_thread
-from fastapi import APIRouter, FastAPI
+from fastapi import APIRouter, Depends, FastAPI
 from starlette.routing import BaseRoute
 
 from api import problems, tracing
 from api.audit import AuditLog
 from api.auth import Authentication
+from api.dependencies import known_parameters
 from api.feed import Feed
 from api.http_server import Connection
 from api.inspections import FOREIGN_AFTER_S, Inspections, Inspector
@@ -168,7 +169,7 @@ async def _write_figures(exchange: Exchange) -> None:
 @cache
 def _routes() -> list[BaseRoute]:
     """Return the routes of all resources. They are made once for all applications of a process, which takes a while."""
-    v1 = APIRouter(responses=problems.responses(*problems.EVERYWHERE))
+    v1 = APIRouter(responses=problems.responses(*problems.EVERYWHERE), dependencies=[Depends(known_parameters)])
     for resource in V1:
         v1.include_router(resource.router)
     everything = APIRouter()

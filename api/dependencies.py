@@ -3,10 +3,12 @@
 Every dependency is a coroutine, because FastAPI would run a plain function in another thread, which is slower.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Annotated, Any
 
 from fastapi import Depends, Request
+from fastapi.dependencies.models import Dependant
+from pydantic import BaseModel
 
 from api.audit import Auditor
 from api.auth import Authentication, Member, admin, member, operator
@@ -14,10 +16,13 @@ from api.feed import Feed
 from api.inspections import Inspections
 from api.limits import Limiter
 from api.polls import Polls
+from api.problems import Invalid, summary
 from api.references import References
 from api.registrations import Registrations
+from base.errors import Fault
 from base.figures import Exchange
 from base.wakeup import MEMORY
+from kdcore.spec.reading import MAX_FAULTS, more_faults, nearest
 from store.database import Database
 from store.file_store import FileStore
 from store.settings import Settings
@@ -60,6 +65,35 @@ RegistrationsDep = Annotated[Registrations, _held("registrations")]
 FeedDep = Annotated[Feed, _held("feed")]
 PollsDep = Annotated[Polls, _held("polls")]
 WakeWorkers = Annotated[Callable[[], None], _held("wake_workers")]
+
+
+async def known_parameters(request: Request, caller: Caller) -> None:
+    """Raise Invalid for query parameters that the route does not have: a misspelt filter would list everything.
+
+    It depends on the caller so that a request without a key is answered like any other.
+    """
+    names = list(_query_names(request.scope["route"].dependant)) if request.scope["query_string"] else []
+    faults = []
+    for sent, value in request.query_params.items():
+        if sent not in names:
+            message = f"there is no parameter {sent[:200]!r} here{nearest(sent, names)}"
+            faults.append(Fault(f"?{sent}", message, "extra_forbidden", sorted(names), value))
+    if faults:
+        shown = faults[:MAX_FAULTS]
+        more = [more_faults(len(faults) - MAX_FAULTS)] if len(faults) > MAX_FAULTS else []
+        raise Invalid(summary(faults), [*shown, *more])
+
+
+def _query_names(dependant: Dependant) -> Iterator[str]:
+    """Yield the names of all query parameters of a route: fields of models, and those of dependencies, included."""
+    for field in dependant.query_params:
+        model = field.field_info.annotation
+        if isinstance(model, type) and issubclass(model, BaseModel):
+            yield from model.model_fields
+        else:
+            yield field.alias
+    for dependency in dependant.dependencies:
+        yield from _query_names(dependency)
 
 
 async def references(

@@ -96,7 +96,7 @@ def _cost(
     least = None
     if teacher is not None and student is not None:
         least = least_memory(student, teacher, 0 if trained is None else student - trained)
-    phases_unknown = dict.fromkeys(("preparing", "training", "evaluating"))
+    phases_unknown = dict.fromkeys(("preparing", "training", "evaluating", "exporting"))
     basis = None if least is None else "parameters"
     cost = {"seconds": None, "seconds_by_phase": phases_unknown, "memory_bytes": least, "device": None, "basis": basis}
     return cost

@@ -61,7 +61,7 @@ from api.inspections import Refused
 from base import errors, figures
 from base.errors import MESSAGE_CHARACTERS, Fault
 from base.text import clipped
-from kdcore.spec.reading import MAX_FAULTS, more_faults, nearest
+from kdcore.spec.reading import MAX_FAULTS, TYPES, more_faults, nearest, wrong_type
 from store import errors as store_errors
 
 log = logging.getLogger("distillery.api")
@@ -514,6 +514,8 @@ def _fault(detail: Mapping[str, Any], model: Any = None) -> Fault:
     value = detail.get("input")
     got = value if isinstance(value, int | float | str | bool) and detail["type"] != "missing" else None
     message = str(context["error"]) if detail["type"] == "value_error" else _WORDS.get(detail["type"], detail["msg"])
+    if detail["type"] in TYPES:
+        message, allowed = wrong_type(detail["type"], clipped(value)), allowed or TYPES[detail["type"]]
     if detail["type"] in ("too_short", "too_long"):
         limit = f"at least {context['min_length']}" if "min_length" in context else f"at most {context['max_length']}"
         noun = "entry belongs" if limit.endswith(" 1") else "entries belong"

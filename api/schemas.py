@@ -12,7 +12,7 @@ from functools import cache
 from itertools import pairwise
 from typing import Annotated, Any, Generic, Literal, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field
 from pydantic_core import to_json
 from starlette.responses import Response
 
@@ -47,7 +47,7 @@ from kdcore.spec import DataOptions, ExportOptions, Formats, Preprocessing, Sche
 from kdcore.spec.inputs import Architecture, ClassMap, ClassNames, Part
 from kdcore.spec.job import Labels
 from kdcore.spec.kinds import Which
-from kdcore.spec.vocabulary import at_most, few_unknown
+from kdcore.spec.vocabulary import JsonObject, at_most
 from store.artifacts import Artifact
 from store.attempts import Attempt
 from store.keys import Key
@@ -261,15 +261,8 @@ BlobDigest = Annotated[str, Field(pattern=f"^{DIGEST.pattern}$")]
 # Models of request bodies, and of answers that contain classes of the engine.
 
 
-class Schema(BaseModel):
+class Schema(JsonObject):
     """Base of all models here."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _first_unknown_fields(cls, given: Any) -> Any:
-        return few_unknown(cls, given)
 
 
 class Page(Schema, Generic[T]):

@@ -7,6 +7,7 @@
      ├─ TeacherUnavailable  teacher_unavailable   the job whose student should teach did not succeed
      ├─ WeightsUnavailable  weights_unavailable   published weights cannot be downloaded
      ├─ DatasetUnreadable   dataset_unreadable    an archive, image, row or label is invalid
+     ├─ InputLost           input_lost            the file store has lost the bytes that the spec names
      ├─ OutOfMemory         out_of_memory         retryable: the device may have been shared
      ├─ LossDiverged        loss_diverged         the loss is not finite
      ├─ DeadlineExceeded    deadline_exceeded     the job took longer than its time limit
@@ -76,6 +77,13 @@ class DatasetUnreadable(EngineError):
         super().__init__(message, hint)
         self.option = option
         """The field of the registration, or of the spec's data set, that is at fault; None if the file is."""
+
+
+class InputLost(EngineError):
+    """Raised by `worker/attempt.py`. It is not retried: what is gone from disk, or damaged there, must be uploaded
+    again. A file store that is not mounted has lost nothing: that is StorageFull."""
+
+    code = "input_lost"
 
 
 class OutOfMemory(EngineError):

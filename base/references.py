@@ -23,11 +23,17 @@ ALONE_FILE = "alone.safetensors"
 
 def blobs_in(value: Any) -> Iterator[str]:
     """Yield the digest of every blob that a resolved spec names, at any depth."""
+    for _, digest in blobs_with_places(value):
+        yield digest
+
+
+def blobs_with_places(value: Any, place: str = "") -> Iterator[tuple[str, str]]:
+    """Yield the place (a JSON pointer) and the digest of every blob that a resolved spec names."""
     if isinstance(value, str) and value.startswith(BLOB):
-        yield value.removeprefix(BLOB)
+        yield place, value.removeprefix(BLOB)
     elif isinstance(value, dict):
-        for part in value.values():
-            yield from blobs_in(part)
+        for name, part in value.items():
+            yield from blobs_with_places(part, f"{place}/{name}")
     elif isinstance(value, list):
-        for part in value:
-            yield from blobs_in(part)
+        for number, part in enumerate(value):
+            yield from blobs_with_places(part, f"{place}/{number}")

@@ -373,6 +373,9 @@ class FileFigures(TypedDict):
     images: int
     """Test images on which both were measured."""
     latency: list[Latency]
+    batches_left_out: NotRequired[list[int]]
+    """Batch sizes without a latency: so many images at a time need more memory than a measurement may take (4.3 GB and
+    40 times the file). A smaller batch was measured in their place. Absent in reports of earlier versions."""
     threads: int | None
     """With which the latency was measured, on `cpu`."""
     cpu: str | None
@@ -430,7 +433,8 @@ class Report(TypedDict):
     seconds: float
     """Of all attempts together."""
     cost: NotRequired[dict[str, Any]]
-    """What was measured: seconds of a step by stage, seconds of an evaluated image, memory, device, precision."""
+    """What was measured: seconds of a step by stage (`student/int8`: of epochs that train for int8), of an evaluated
+    image and of the files; memory, device, precision."""
     teacher_cache: NotRequired[dict[str, Any] | None]
     """Of the last attempt: views of the teacher that were stored already (`hits`) or computed (`misses`), seconds of
     computing, bytes stored, and `notes` where something was not kept. Null without a teacher."""
@@ -713,8 +717,11 @@ class Figures(View):
     parameters: int | None
     bytes: int | None
     gain: float | None
+    """student - alone, as the report's sentence states it: of several seeds the mean, unless the images leave open
+    whether distilling helped; then that of the delivered seed, whose accuracies are here."""
     gap_closed: NotRequired[float | None]
-    """(student - alone) / (teacher - alone), where the report states it; absent for a job of an earlier version."""
+    """(student - alone) / (teacher - alone), as the report's sentence states it, by the same rule as `gain`; null where
+    it states none, absent for a job of an earlier version."""
     teacher_accuracy: float | None
     alone_accuracy: float | None
     """Of the student alone."""
@@ -924,6 +931,8 @@ class PhaseSeconds(View):
     """All optimizer steps, of every stage of every trial."""
     evaluating: float | None
     """The held-out images after each epoch, and the test images at the end."""
+    exporting: float | None
+    """Writing the student's files and measuring each; null until a job has exported such a student in these formats."""
 
 
 class Estimate(View):
@@ -937,7 +946,7 @@ class Estimate(View):
     compression: float | None
     """The teacher's parameters divided by the student's."""
     seconds: float | None
-    """Of the whole job: its training and all evaluations, without the time in the queue."""
+    """Of the whole job: the sum of the phases that are known, without the time in the queue."""
     seconds_by_phase: PhaseSeconds
     memory_bytes: int | None
     """The largest memory of the engine (on a GPU, of the device). With the basis `parameters`: at least so much."""

@@ -53,6 +53,15 @@ PROGRAM_SUFFIXES = (".pt2", ".onnx")
 UNIT_SECONDS = {"d": 86_400, "h": 3_600, "m": 60, "s": 1}
 
 
+class _Yaml(yaml.SafeLoader):
+    """PyYAML reads 1e-3 as text, which JSON and YAML 1.2 read as a number."""
+
+
+_Yaml.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)[eE][-+]?[0-9]+$"), list("-+.0123456789")
+)
+
+
 def read_spec(path: str) -> Spec:
     """Read a spec from a JSON or YAML file; `-` is standard input."""
     try:
@@ -60,7 +69,7 @@ def read_spec(path: str) -> Spec:
     except (OSError, UnicodeDecodeError) as error:
         raise InvalidInput(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from error
     try:
-        spec = json.loads(text) if path.endswith(".json") else yaml.safe_load(text)
+        spec = json.loads(text) if path.endswith(".json") else _Yaml(text).get_single_data()
     except (ValueError, yaml.YAMLError) as error:
         raise InvalidInput(f"{path} is neither JSON nor YAML: {' '.join(str(error).split())}") from error
     if not isinstance(spec, dict):

@@ -531,7 +531,7 @@ def estimate_lines(estimate: Estimate) -> list[str]:
         return [f"estimate: {estimate['steps']:,} steps; their time was never measured{least}"]
     parts = [f"{phase} {duration(value)}" for phase, value in _phases(estimate) if value is not None]
     unknown = [phase for phase, value in _phases(estimate) if value is None]
-    without = f", without {' and '.join([*unknown, 'writing files'])}"
+    without = f", without {' and '.join(unknown)}" if unknown else ""
     lines = [f"estimate: about {duration(seconds)} ({', '.join(parts)}){without}"]
     needs = "" if memory is None else f"{memory / 1e6:,.0f} MB of memory on "
     return [*lines, f"  {needs}{estimate['device']}, {basis}"]
@@ -539,7 +539,8 @@ def estimate_lines(estimate: Estimate) -> list[str]:
 
 def _phases(estimate: Estimate) -> list[tuple[str, float | None]]:
     phases = estimate["seconds_by_phase"]
-    return [("preparing", phases["preparing"]), ("training", phases["training"]), ("evaluating", phases["evaluating"])]
+    known = [("preparing", phases["preparing"]), ("training", phases["training"]), ("evaluating", phases["evaluating"])]
+    return [*known, ("exporting", phases.get("exporting"))]  # An older server does not know the last one.
 
 
 def duration(seconds: float) -> str:

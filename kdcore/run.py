@@ -86,7 +86,6 @@ def run(spec: JobSpec, workspace: Workspace, resume: Path | None = None) -> dict
     with progress.cost.during("evaluating"), progress.cost.measuring(len(job.data.test)):
         summary = report.build_report(job, results, workspace.warn, meter.measuring, keep)
     summary["seconds"] = round(progress.cost.seconds, 3)
-    summary["cost"] = progress.cost.cost(job.computing.bf16).model_dump(mode="json")
     summary["computing"] = {**job.computing.as_json(), "allocator": device.allocator()}
     summary["teacher_cache"] = teacher_cache.report(job, cache)
     if job.starts:
@@ -96,12 +95,13 @@ def run(spec: JobSpec, workspace: Workspace, resume: Path | None = None) -> dict
         }
 
     workspace.lines.phase("exporting")
-    with progress.cost.during("exporting"):
+    with progress.cost.exporting():
         files = exports.write_students(job, workspace, progress.finished, summary)
         summary["quantization"] = exports.int8_table(job, workspace, progress.finished, files)
     summary["files"] = [file.as_dict() for file in files]
     summary["seconds"] = round(progress.cost.seconds, 3)  # Measured again: writing files can take most of a short job.
     summary["warnings"] = [warning.as_dict() for warning in workspace.warnings]
+    summary["cost"] = progress.cost.cost(job.computing.bf16).model_dump(mode="json")
     summary["timings"] = progress.cost.timings()
     documents.write(job, workspace, summary, progress.curves)
     meter.end()
@@ -199,7 +199,7 @@ def _beside(teacher: Teacher | None, computing: Computing) -> Iterator[Teacher |
 def _train_stages(setup: TrialSetup, workspace: Workspace, progress: Progress, meter: Meter) -> None:
     trial, job = setup.trial, setup.job
     for number, stage in enumerate(trial.stages):
-        watch, clock = Watch(stage, meter, workspace, progress), progress.cost.stage(stage.name)
+        watch, clock = Watch(stage, meter, workspace, progress), progress.cost.stage(stage)
         after_step = clock.around(watch.after_step)
         observer = Observer(watch.metric, after_step, clock.before_evaluation, watch.evaluated)
         training = setup.training(number, observer)

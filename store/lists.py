@@ -38,6 +38,7 @@ from sqlalchemy.sql.operators import custom_op
 
 from base.references import BLOB, MODEL
 from kdcore.spec.baselines import offered_key
+from kdcore.spec.measured import ruling
 
 RARE = 300
 """A filter with at most so many matches is read whole, and sorted."""
@@ -67,15 +68,17 @@ def summary_of(spec: Mapping[str, Any], resolved: Mapping[str, Any]) -> dict[str
 
 
 def figures_of(result: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a list shows of a job's result: a distillation has measured up to three models, others one."""
+    """Return what a list shows of a job's result: a distillation has measured up to three models, others one. Gain and
+    gap closed are those of the report's sentence."""
     student = result.get("student") or result.get("measured") or result
     others = {name: (result.get(name) or {}).get("accuracy") for name in ("teacher", "alone")}
+    gap, gain, _ = ruling(result.get("proof") or {})
     return {
         "accuracy": student.get("accuracy"),
         "parameters": student.get("parameters"),
         "bytes": student.get("bytes"),
-        "gain": result.get("gain"),
-        "gap_closed": ((result.get("proof") or {}).get("gap_closed") or {}).get("value"),
+        "gain": result.get("gain") if gain is None else gain["value"],
+        "gap_closed": None if gap is None else gap["value"],
         "teacher_accuracy": others["teacher"],
         "alone_accuracy": others["alone"],
         "seconds": result.get("seconds"),

@@ -24,6 +24,7 @@ from base.errors import (
     DeadlineExceeded,
     EngineError,
     EngineSilent,
+    InputLost,
     Internal,
     OutOfMemory,
     StorageFull,
@@ -33,7 +34,7 @@ from base.errors import (
 from base.failpoints import failpoint
 from base.files import DISK_FULL, make_folder, sha256_of, storage_full, too_many_files
 from base.folders import LockedFolder
-from base.references import BLOB, blobs_in
+from base.references import BLOB, blobs_in, blobs_with_places
 from base.text import STORED
 from base.warning import WarningItem
 from kdcore.catalog import DatasetFacts
@@ -218,11 +219,16 @@ class Attempt:
 
     def _input(self, digest: str) -> Path:
         path = self.context.files.path(digest)
+        fault = None
         if not path.is_file():
-            raise Internal(f"the input {BLOB}{digest} is not in the file store", hint="upload it again, then retry")
-        if sha256_of(path) != digest:
-            raise Internal(f"the input {BLOB}{digest} is damaged on disk", hint="upload it again, then retry")
-        return path
+            fault = "is not in the file store any more"
+        elif sha256_of(path) != digest:
+            fault = "is damaged on disk"
+        if fault is None:
+            return path
+        places = [place for place, named in blobs_with_places(self.claim.job.resolved_spec) if named == digest]
+        text = f"the input {BLOB}{digest} ({', '.join(places)} in the resolved spec) {fault}"
+        raise InputLost(text, hint="upload the same file again, then retry the job")
 
     def _newest_undamaged(self) -> Path | None:
         for checkpoint in self.claim.checkpoints:

@@ -47,6 +47,8 @@ function showError(error) {
   else service.textContent = `a fault of this page: ${error.message}`;
 }
 
+const STATED = ", as the job's sentence states it: of several seeds the mean, unless the images leave open whether distilling helped";
+
 /** The filters in the address are those of GET /v1/jobs. What is none is named, so that no list looks filtered by it. */
 function listPage(sent, signal) {
   const filters = new URLSearchParams([...sent].filter(([name]) => FILTERS.includes(name)));
@@ -60,8 +62,8 @@ function listPage(sent, signal) {
         ["Status", "Job"].map((name) => h("th", { scope: "col" }, name)),
         h("th", { scope: "col", class: "wide" }, "Method"),
         h("th", { scope: "col", class: "number" }, "Accuracy"),
-        h("th", { scope: "col", class: "number wide", title: "The part of the way from the student alone to its teacher" }, "Gap closed"),
-        h("th", { scope: "col", class: "number", title: "Points of accuracy above the same student trained without a teacher" }, "Gain"),
+        h("th", { scope: "col", class: "number wide", title: `The part of the way from the student alone to its teacher${STATED}` }, "Gap closed"),
+        h("th", { scope: "col", class: "number", title: `Points of accuracy above the same student trained without a teacher${STATED}` }, "Gain"),
         h("th", { scope: "col", class: "number wide" }, "Parameters"),
         h("th", { scope: "col", class: "number wide" }, "Age"))),
       body),

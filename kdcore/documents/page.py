@@ -28,6 +28,7 @@ from kdcore.data.images import Images
 from kdcore.documents import drawing
 from kdcore.measure import chance
 from kdcore.measure.curves import Curve, Curves
+from kdcore.spec.measured import ruling
 from kdcore.spec.plan import FURTHER_SEED
 
 PICTURE_SIDE = 96
@@ -43,8 +44,6 @@ CHARTS = (
     ("train/label_loss", "Loss on the labels, in training", ""),
     ("train/distillation_loss", "Distillation loss", ""),
 )
-SEEDS, SEEDS_AND_IMAGES = "for other seeds", "for other seeds and images"
-"""What the intervals of several seeds are for."""
 MARKDOWN = "card.md.jinja"
 MODELS = {"teacher": "teacher", "student": "student", "alone": "student alone"}
 PHASES = {
@@ -130,7 +129,7 @@ def _subject(report: Mapping[str, Any], spec: Mapping[str, Any]) -> str:
 def _proof(report: Mapping[str, Any]) -> dict[str, Any]:
     """Return the intervals that are drawn, each with its span, and what they are for; and the runs of several seeds."""
     proof = report.get("proof") or {}
-    gap, gain, scope = _ruling(proof)
+    gap, gain, scope = ruling(proof)
     return {
         "scope": scope,
         "gap_closed": gap and {**gap, "span": _span(gap, (0.0, 1.0))},
@@ -140,19 +139,6 @@ def _proof(report: Mapping[str, Any]) -> dict[str, Any]:
         "seeds": proof.get("seeds") or (),
         "over_seeds": proof.get("over_seeds"),
     }
-
-
-def _ruling(proof: Mapping[str, Any]) -> tuple[dict[str, float] | None, dict[str, float] | None, str]:
-    """Return the gap closed and the gain that the sentence of `kdcore.measure.verdict` is about, and what they are for:
-    of several seeds their means, unless the images leave it open."""
-    gap, gain, over = proof.get("gap_closed"), proof.get("gain"), proof.get("over_seeds")
-    if not over or not gain or not over["gain"]:
-        return gap, gain, ""
-    if over["gain_on_other_images"]:
-        return over["gap_closed_on_other_images"], over["gain_on_other_images"], SEEDS_AND_IMAGES
-    if gain["low"] <= 0 <= gain["high"]:
-        return gap, gain, "for other images, with the delivered seed"
-    return over["gap_closed"], over["gain"], SEEDS
 
 
 def _span(interval: Mapping[str, float], bounds: drawing.Point) -> drawing.Span:

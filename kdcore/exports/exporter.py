@@ -177,6 +177,8 @@ class FileRow:
     """Test images on which both were measured."""
     latency: Sequence[Mapping[str, float]] = ()
     """For each batch size: `batch`, `p50_ms`, `p95_ms`, `cpu_share`."""
+    batches_left_out: Sequence[int] = ()
+    """Batch sizes that need more memory than a measurement may take. Test images were run in smaller ones, too."""
     threads: int | None = None
     cpu: str | None = None
     peak_memory_bytes: int | None = None
@@ -190,4 +192,5 @@ class FileRow:
         return replace(self, refused={"code": code, "message": message, "hint": hint})
 
     def as_dict(self) -> dict[str, Any]:
-        return asdict(self) | {"latency": [dict(one) for one in self.latency]}
+        latency, left_out = [dict(one) for one in self.latency], list(self.batches_left_out)
+        return asdict(self) | {"latency": latency, "batches_left_out": left_out}

@@ -14,9 +14,9 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -45,8 +45,17 @@ OUT_OF_MEMORY = ("MemoryError", "allocate memory", "AllocateRaw", "bad_alloc")
 """Words of Python, PyTorch, onnxruntime and OpenVINO when there is no more."""
 
 
+SMALLER_BY = 4
+"""Where a batch needs too much memory, the next one that is tried has so many times fewer images: each try is a process
+that loads the file again."""
+
+
 class FileFailed(Exception):
     """A file cannot be run by its own runtime."""
+
+
+class TooMuchMemory(FileFailed):
+    """It may be run with fewer images at a time."""
 
 
 @dataclass(frozen=True)
@@ -99,6 +108,7 @@ class Measured:
     peak_memory_bytes: int
     difference: float
     """The largest difference of logits on the first images, as a share of the largest logit."""
+    batches_left_out: Sequence[int] = ()
 
 
 def reference(student: Deliverable, test: Images, size: int) -> Reference:
@@ -147,7 +157,32 @@ def measure(
     working: Callable[[int, int], None] | None = None,
 ) -> Measured:
     """Run a file on the test images in a child process. `source`: the student's `student.py`. `working` is called with
-    done and total from time to time. Raises FileFailed."""
+    done and total from time to time. Where a batch of `options.batch_size` needs more memory than a measurement may
+    take, a smaller one is measured in its place. Raises FileFailed."""
+    size, left_out = options.batch_size, list[int]()
+    while True:
+        try:
+            found = _measured(runtime, path, source, student, options, test, size, working)
+            return replace(found, batches_left_out=left_out)
+        except TooMuchMemory:
+            if size == 1:
+                raise
+            left_out.append(size)
+            size = max(1, size // SMALLER_BY)
+            log.info("%s: too little memory for %d images at a time; trying %d", path.name, left_out[-1], size)
+
+
+def _measured(
+    runtime: str,
+    path: Path,
+    source: Path,
+    student: Deliverable,
+    options: ExportOptions,
+    test: Images,
+    size: int,
+    working: Callable[[int, int], None] | None,
+) -> Measured:
+    """Run a file in one child process, with at most `size` images at a time. Raises FileFailed."""
     expected, threads = reference(student, test, options.batch_size), torch.get_num_threads()
     request = Request(
         runtime=runtime,
@@ -158,20 +193,20 @@ def measure(
         mean=list(student.mean),
         std=list(student.std),
         shape=[student.channels, *student.image_size],
-        batch_sizes=[1, options.batch_size],
+        batch_sizes=sorted({1, size}),
         memory_bytes=min(MEMORY_BYTES + MEMORY_PER_BYTE * path.stat().st_size, host_memory() or 1 << 62),
     )
     images, classes, rows = test.at(None), len(student.class_names), expected.rows
     with _child(request) as child:
         found = child.begin()
         small = rows[: sum(BATCHES_CHECKED)]
-        checks = [part for part in torch.split(small, _sizes(len(small))) if len(part)]
+        checks = torch.split(small, _sizes(len(small), size))
         first = torch.cat([child.logits(_pixels(images, part), classes) for part in checks])
         answers = []
-        for part in torch.split(rows, options.batch_size):
+        for part in torch.split(rows, size):
             answers.append(child.logits(_pixels(images, part), classes).argmax(1))
             if working is not None:
-                working(len(answers), -(-len(rows) // options.batch_size))
+                working(len(answers), -(-len(rows) // size))
     answered = torch.cat(answers)
     scale = max(float(expected.first.abs().max()), 1e-6)
     return Measured(
@@ -187,11 +222,14 @@ def measure(
     )
 
 
-def _sizes(count: int) -> list[int]:
-    """Return BATCHES_CHECKED, cut to so many images."""
+def _sizes(count: int, most: int) -> list[int]:
+    """Return the sizes of batches of so many images together: BATCHES_CHECKED, as far as they have at most `most`."""
     sizes: list[int] = []
     for size in BATCHES_CHECKED:
-        sizes.append(min(size, count - sum(sizes)))
+        left = min(size, count - sum(sizes))
+        while left > 0:
+            sizes.append(min(left, most))
+            left -= sizes[-1]
     return sizes
 
 
@@ -234,10 +272,10 @@ class _Child:
         last = (text.splitlines() or [f"its process ended with code {code}"])[-1]
         if any(words in last for words in OUT_OF_MEMORY):
             bytes_, images = self._request.memory_bytes, max(self._request.batch_sizes)
-            text = (
-                f"it needs more memory than the {bytes_ / 1e9:.1f} GB that a measurement may take, with {images} images"
+            each = f"{images} image{'s' * (images > 1)} at a time"
+            return TooMuchMemory(
+                f"it needs more memory than the {bytes_ / 1e9:.1f} GB that a measurement may take, with {each}"
             )
-            return FileFailed(f"{text} at a time: a smaller batch_size needs less")
         folder = Path(self._request.path).parent
         return FileFailed(last.replace(f"{folder}/", "")[:300])
 

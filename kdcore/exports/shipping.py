@@ -152,6 +152,7 @@ def _measured(row: FileRow, student: Deliverable, options: ExportOptions, data: 
         agreement=found.agreement,
         images=found.images,
         latency=found.latency,
+        batches_left_out=found.batches_left_out,
         threads=found.threads,
         cpu=found.cpu,
         peak_memory_bytes=found.peak_memory_bytes,

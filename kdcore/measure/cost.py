@@ -20,6 +20,7 @@ from base.memory import peak_bytes
 from kdcore.spec.cost import JobCost, StageCost
 
 if TYPE_CHECKING:
+    from kdcore.spec import Stage
     from kdcore.training import StageTraining
 
 ACTIVITIES = (
@@ -44,6 +45,7 @@ class CostMeter:
         self._activity: str | None = None
         self._activity_began = time.monotonic()
         self.test_image_s: float | None = None
+        self.exporting_s: float | None = None
         self._seconds_before = float(before.get("seconds", 0.0))
         self._memory_before = int(before.get("memory_bytes", 0))
         self._memory_fixed = 0
@@ -97,9 +99,9 @@ class CostMeter:
     def memory_bytes(self) -> int:
         return max(self._memory_before, peak_memory(self.device))
 
-    def stage(self, name: str) -> StageMeter:
+    def stage(self, stage: Stage) -> StageMeter:
         """Return the meter of a stage. Its figures replace those of an earlier attempt when it has some."""
-        return StageMeter(self, name)
+        return StageMeter(self, stage)
 
     @contextmanager
     def measuring(self, images: int) -> Iterator[None]:
@@ -107,6 +109,15 @@ class CostMeter:
         began = time.monotonic()
         yield
         self.test_image_s = (time.monotonic() - began) / images
+
+    @contextmanager
+    def exporting(self) -> Iterator[None]:
+        """Measure a `with` block in which all files are written: unlike those of `timings`, the seconds of one whole
+        pass, not those of attempts that were stopped in it."""
+        began = time.monotonic()
+        with self.during("exporting"):
+            yield
+        self.exporting_s = time.monotonic() - began
 
     def state(self) -> dict[str, Any]:
         """Return what a later attempt needs to continue."""
@@ -132,14 +143,23 @@ class CostMeter:
             test_image_s=self.test_image_s,
             memory_bytes=self.memory_bytes,
             memory_fixed_bytes=min(self._memory_fixed, self.memory_bytes),
+            exporting_s=self.exporting_s,
         )
 
 
 class StageMeter:
-    """Divides the time of a stage into steps and evaluations; what happens between two steps counts as neither."""
+    """Divides the time of a stage into steps and evaluations; what happens between two steps counts as neither. Epochs
+    that train for int8 have figures of their own, under the name `<stage>/int8`."""
 
-    def __init__(self, meter: CostMeter, name: str) -> None:
-        self._meter, self._name = meter, name
+    def __init__(self, meter: CostMeter, stage: Stage) -> None:
+        self._meter, self._stage = meter, stage
+        self._first_int8 = stage.epochs - stage.aware_epochs
+        self._begin()
+        self._evaluation_began = 0.0
+        self._activity: str | None = None
+
+    def _begin(self) -> None:
+        """Begin with the first step of this kind."""
         self._step_s: list[float] = []
         self._image_s: list[float] = []
         self._cold_step_s = 0.0
@@ -147,8 +167,6 @@ class StageMeter:
         self._is_warm = False
         self._steps = 0
         self._began = time.monotonic()
-        self._evaluation_began = 0.0
-        self._activity: str | None = None
 
     def before_evaluation(self, training: StageTraining) -> None:
         """Note the end of an epoch's last step."""
@@ -174,7 +192,9 @@ class StageMeter:
                 after_step(training)
             finally:
                 self._began += time.monotonic() - entered
-            if training.position.step == 0 or (not self._is_warm and self._steps == WARM_UP_STEPS):
+            if training.position.step == 0 and training.position.epoch == self._first_int8:
+                self._begin()
+            elif training.position.step == 0 or (not self._is_warm and self._steps == WARM_UP_STEPS):
                 self._restart()
 
         return measured
@@ -183,7 +203,8 @@ class StageMeter:
         self._meter.turn_to(self._activity)
         seconds = time.monotonic() - self._evaluation_began
         self._image_s.append(seconds / len(training.training_set.held_out))
-        self._meter.stages[self._name] = {
+        is_int8 = training.position.epoch > self._first_int8
+        self._meter.stages[self._stage.aware_name if is_int8 else self._stage.name] = {
             "step_s": median(self._step_s or [self._cold_step_s]),
             "held_out_image_s": median(self._image_s),
         }

@@ -28,7 +28,7 @@ from kdcore.measure import batch_norm, evaluate
 from kdcore.measure.cost import device_name, peak_memory
 from kdcore.prepare import PreparedJob, own_side, wide_side
 from kdcore.run import TrialSetup
-from kdcore.spec import GIVEN, JobSpec, Known, Trial, trials
+from kdcore.spec import GIVEN, JobSpec, Known, Stage, Trial, trials
 from kdcore.spec import Teacher as TeacherSpec
 from kdcore.spec.cost import JobCost, ProbeRequest, StageCost
 from kdcore.spec.fitting import images_held_out, images_to_train_on
@@ -90,22 +90,26 @@ class _Prober:
         self.jobs = {size: self._job(size) for size in sorted({self._batch, min(SMALL_BATCH, self._batch)})}
         self.memory_fixed = peak_memory(self.device)
         # Another seed costs what the first one does.
-        self.share_s = BUDGET_S / (1 + sum(len(trial.stages) for trial in self.planned if trial.run == 0))
+        stages = [stage for trial in self.planned if trial.run == 0 for stage in trial.stages]
+        self.share_s = BUDGET_S / (1 + sum(len(_kinds(stage)) for stage in stages))
 
     def run(self) -> JobCost:
         measured = {}
         found: dict[object, _Measured] = {}
         for trial in self.planned:
             for number, stage in enumerate(trial.stages):
-                # Generations and assistants of the same networks cost the same.
-                alike = (trial.students, self._taught_by(trial), trial.methods, stage.method)
-                if alike not in found:
-                    found[alike] = self._stage(trial, number)
-                measured[stage.name] = found[alike]
+                for name, rounds in _kinds(stage):
+                    # Generations and assistants of the same networks cost the same.
+                    alike = (trial.students, self._taught_by(trial), trial.methods, stage.method, rounds)
+                    if alike not in found:
+                        found[alike] = self._stage(trial, number, rounds)
+                    measured[name] = found[alike]
         teacher_image_s = sum(self._image_s(member) for member in self.members)
-        students_image_s = sum(measured[trial.stages[-1].name].image_s for trial in self.planned)
+        # The report measures in float what was trained for int8, too, unless there is no epoch in float to know it of.
+        images_s = {trial.name: measured[_kinds(trial.stages[-1])[0][0]].image_s for trial in self.planned}
+        students_image_s = sum(images_s.values())
         given_baseline = self.spec.baseline != "none" and not self.spec.trains_baseline
-        baseline_image_s = measured["student"].image_s if given_baseline else 0.0
+        baseline_image_s = images_s["student"] if given_baseline else 0.0
         return JobCost(
             basis="probe",
             device="cuda" if self.device.type == "cuda" else "cpu",
@@ -126,18 +130,19 @@ class _Prober:
     def _batch(self) -> int:
         return self.spec.training.batch_size
 
-    def _stage(self, trial: Trial, number: int) -> _Measured:
-        """Measure a stage on a small batch, then on the real one if that fits into the stage's share of the time."""
+    def _stage(self, trial: Trial, number: int, rounds: bool) -> _Measured:
+        """Measure a stage on a small batch, then on the real one if that fits into the stage's share of the time.
+        `rounds`: its steps that train for int8."""
         small = min(self.jobs)
-        found = self._steps(trial, number, small)
+        found = self._steps(trial, number, small, rounds)
         of_the_batch = found.memory_bytes - self.memory_fixed
         scaled_s = found.step_s * self._batch / small
         if small == self._batch or scaled_s * (STEPS + 1) > self.share_s:
             memory = self.memory_fixed + of_the_batch * self._batch // small
             return replace(found, step_s=scaled_s, memory_bytes=memory)
-        return self._steps(trial, number, self._batch)
+        return self._steps(trial, number, self._batch, rounds)
 
-    def _steps(self, trial: Trial, number: int, size: int) -> _Measured:
+    def _steps(self, trial: Trial, number: int, size: int, rounds: bool) -> _Measured:
         """Measure a stage with batches of this size."""
         ends: list[float] = []
 
@@ -149,6 +154,7 @@ class _Prober:
 
         setup = TrialSetup(trial, self.jobs[size], self._taught(trial, self.jobs[size]))
         training = setup.training(number, Observer(lambda *_: None, after_step))
+        training.aware_epochs = training.epochs if rounds else 0
         began = time.monotonic()
         with suppress(_Enough):
             training.run()
@@ -243,6 +249,12 @@ class _Prober:
         labels = torch.arange(count) % self.facts.num_classes
         wide = None if store is None else squares(store)
         return Images(pixels, labels, {side: squares(side) for side in sorted(sides)}, wide)
+
+
+def _kinds(stage: Stage) -> list[tuple[str, bool]]:
+    """Return the kinds of steps that a stage has: the name of each, and whether it trains for int8. Float is first."""
+    in_float, in_int8 = stage.epochs > stage.aware_epochs, stage.aware_epochs > 0
+    return [(stage.name, False)] * in_float + [(stage.aware_name, True)] * in_int8
 
 
 def _joined(members: Sequence[FrozenTeacher], spec: JobSpec) -> FrozenTeacher | TeacherEnsemble | None:

@@ -1,10 +1,11 @@
 """The cost of a job before it runs, from what was measured of the same stages on the same kind of device. No torch.
 
 A job that has succeeded, or a probe of a few steps, gives a `JobCost`. `cost_rows` divides it into rows that a service
-keeps: one for each stage of each trial (seconds of a step) and one for the whole job (memory, reading of the data, the
-final measuring), each under a key of all that decides it. `predict` puts the rows of another job together again. Each
-row is also kept under a key without the batch size (and, of the whole job, without the data): its seconds are then
-scaled in proportion to the images of a batch.
+keeps: one for each stage of each trial (seconds of a step), and another one for its epochs that train for int8; one for
+the whole job (memory, reading of the data, the final measuring); and one for the student's files. Each is under a key
+of all that decides it. `predict` puts the rows of another job together again. Each row of a stage or a job is also kept
+under a key without the batch size (and, of the whole job, without the data): its seconds are then scaled in proportion
+to the images of a batch.
 """
 
 import hashlib
@@ -18,7 +19,7 @@ from kdcore.catalog.facts import Facts
 from kdcore.spec.fitting import Known, images_held_out
 from kdcore.spec.inputs import Teacher
 from kdcore.spec.job import JobSpec
-from kdcore.spec.plan import GIVEN, Stage, Trial, trials
+from kdcore.spec.plan import GIVEN, Stage, Trial, aware_epochs, trials
 from kdcore.spec.recipe import Training
 
 VERSION = 1
@@ -34,7 +35,7 @@ momentum, and the weights at the best epoch."""
 
 
 class StageCost(Facts):
-    """The cost of one stage of a trial."""
+    """The cost of one stage of a trial, or of its epochs that train for int8."""
 
     step_s: float
     """Seconds of an optimizer step: teacher, student, objective, update. A median, without the first steps."""
@@ -54,13 +55,16 @@ class JobCost(Facts):
     preparing_s: float | None
     """Seconds of reading data and teacher and of building the networks; null after a probe, which reads no data."""
     stages: dict[str, StageCost]
-    """By the names of the stages: `student`, `student/fsp`, `alone`."""
+    """By the names of the stages: `student`, `student/fsp`, `alone`; `student/int8`: its epochs that train for int8."""
     test_image_s: float
     """Seconds of measuring all models at the end, for each test image."""
     memory_bytes: int
     """The largest memory: resident memory of the engine's process on a CPU, allocated memory of the device on a GPU."""
     memory_fixed_bytes: int
     """The part of it that was there before the first step. The rest grows with the batch."""
+    exporting_s: float | None = None
+    """Seconds of writing and measuring the student's files; null after a probe, which writes none, and in reports of
+    earlier versions."""
 
 
 class ProbeRequest(Facts):
@@ -101,7 +105,7 @@ class Prediction:
 
 def cost_keys(spec: JobSpec, known: Known, devices: Iterable[DeviceKind] = DEVICE_KINDS) -> list[str]:
     """Return all keys under which the cost of a resolved spec may have been kept."""
-    keys = (key for device in devices for _, one in _parts(spec, known, device) for key in one.keys)
+    keys = (key for device in devices for one in _parts(spec, known, device) for key in one.keys)
     return list(dict.fromkeys(keys))
 
 
@@ -112,8 +116,9 @@ def cost_rows(spec: JobSpec, known: Known, cost: JobCost) -> dict[str, dict[str,
     shared = {name: measured[name] for name in ("basis", "device", "device_name", "threads")}
     shared["batch_size"] = spec.training.batch_size
     of_job = {name: measured[name] for name in _OF_JOB}
-    for stage, part in _parts(spec, known, cost.device):
-        figures = of_job if stage is None else measured["stages"].get(stage.name)
+    of_files = None if cost.exporting_s is None else {"exporting_s": cost.exporting_s}
+    for part in _parts(spec, known, cost.device):
+        figures = {"job": of_job, "files": of_files}.get(part.what, measured["stages"].get(part.name))
         for key in part.keys if figures is not None else ():
             rows[key] = {**shared, **figures}
     return rows
@@ -122,33 +127,43 @@ def cost_rows(spec: JobSpec, known: Known, cost: JobCost) -> dict[str, dict[str,
 def predict(
     spec: JobSpec, known: Known, rows: Mapping[str, Mapping[str, Any]], device: DeviceKind
 ) -> Prediction | None:
-    """Return what a resolved spec will cost on a kind of device, from rows by key; None if a part was not measured."""
+    """Return what a resolved spec will cost on a kind of device, from rows by key; None if a part of its training or
+    evaluation was not measured. Phases that no probe has are null where no job has measured them."""
     dataset = known.dataset
     assert dataset is not None, "a resolved spec has a data set"
     held_out = images_held_out(dataset, spec.training)
     training_s = evaluating_s = 0.0
+    exporting_s: float | None = None
     used = []
-    for stage, part in _parts(spec, known, device):
+    for part in _parts(spec, known, device):
         row = part.of(rows)
+        if part.what == "files":
+            exporting_s = None if row is None else row["exporting_s"]
+            continue
         if row is None:
             return None
         used.append(row)
         scale = spec.training.batch_size / row["batch_size"]
-        if stage is None:
+        if part.what == "job":
             evaluating_s += row["test_image_s"] * dataset.test
             fixed = row["memory_fixed_bytes"]
             memory = fixed + round((row["memory_bytes"] - fixed) * scale)
             preparing_s = row["preparing_s"] if part.keys[0] in rows else None
         else:
-            training_s += row["step_s"] * scale * stage.steps
-            evaluating_s += row["held_out_image_s"] * held_out * stage.epochs
+            training_s += row["step_s"] * scale * part.steps
+            evaluating_s += row["held_out_image_s"] * held_out * part.epochs
     last = used[-1]
     name = f"{last['threads']} thread{'s' * (last['threads'] > 1)}" if device == "cpu" else last["device_name"]
     return Prediction(
         basis="probe" if any(row["basis"] == "probe" for row in used) else "measured",
         device_kind=device,
         device=f"{device}, {name}",
-        seconds_by_phase={"preparing": preparing_s, "training": training_s, "evaluating": evaluating_s},
+        seconds_by_phase={
+            "preparing": preparing_s,
+            "training": training_s,
+            "evaluating": evaluating_s,
+            "exporting": exporting_s,
+        },
         memory_bytes=memory,
         memory_fixed_bytes=fixed,
         batch_size=spec.training.batch_size,
@@ -169,16 +184,22 @@ _OF_JOB = ("preparing_s", "test_image_s", "memory_bytes", "memory_fixed_bytes")
 
 @dataclass(frozen=True)
 class _Part:
-    """The keys of a stage, or of the whole job: the exact one, then the one from which seconds are scaled."""
+    """What a job is put together of: the epochs of a stage that cost the same, the whole job, or its files."""
 
-    keys: tuple[str, str]
+    what: Literal["stage", "job", "files"]
+    keys: tuple[str, ...]
+    """The exact one, then the one from which seconds are scaled, if there is one."""
+    name: str = ""
+    """Of a stage's epochs, in the `stages` of a JobCost."""
+    steps: int = 0
+    epochs: int = 0
 
     def of(self, rows: Mapping[str, Mapping[str, Any]]) -> Mapping[str, Any] | None:
         return next((rows[key] for key in self.keys if key in rows), None)
 
 
-def _parts(spec: JobSpec, known: Known, device: DeviceKind) -> Iterator[tuple[Stage | None, _Part]]:
-    """Yield every stage with its keys, then None with those of the whole job."""
+def _parts(spec: JobSpec, known: Known, device: DeviceKind) -> Iterator[_Part]:
+    """Yield every stage, its epochs in float and those that train for int8; then the files, and the whole job."""
     dataset = known.dataset
     assert dataset is not None, "a resolved spec has a data set"
     batch = {"batch_size": spec.training.batch_size}
@@ -198,19 +219,50 @@ def _parts(spec: JobSpec, known: Known, device: DeviceKind) -> Iterator[tuple[St
         "batch_norm": spec.training.batch_norm,
     }
     planned = trials(spec, dataset, known.unlabelled)
-    stages = [_stage(spec, dataset, trial, stage, planned) for trial in planned for stage in trial.stages]
-    for stage, facts in stages:
-        yield stage, _Part((_digest({**shared, **facts, **batch}), _digest({**shared, **facts})))
+    of_stages = []
+    for stage, facts in (_stage(spec, dataset, trial, one, planned) for trial in planned for one in trial.stages):
+        for each, name, epochs in _in_float_and_int8(stage, facts):
+            of_stages.append(each)
+            keys = (_digest({**shared, **each, **batch}), _digest({**shared, **each}))
+            yield _Part("stage", keys, name, stage.steps * epochs // stage.epochs, epochs)
+    yield _Part("files", (_digest(_files(spec, dataset, device)),))
     job = {
         **shared,
         "teachers": [_network(teacher, dataset) for teacher in spec.teachers],
-        "stages": [facts for _, facts in stages],
+        "stages": of_stages,
         "baseline": spec.baseline == "none" or spec.trains_baseline,
     }
     options = spec.dataset.deciding()
     named = [spec.dataset.source, options.pop("image_size", None)]
     data = {"dataset": [*named, options] if options else named}
-    yield None, _Part((_digest({**job, **batch, **data}), _digest(job)))
+    yield _Part("job", (_digest({**job, **batch, **data}), _digest(job)))
+
+
+def _in_float_and_int8(stage: Stage, facts: dict[str, Any]) -> Iterator[tuple[dict[str, Any], str, int]]:
+    """Yield what decides the cost of a stage's steps, with the name and the number of the epochs that have such steps:
+    a step that rounds takes about twice the time, so that none of the two kinds says what the other costs."""
+    if stage.epochs > stage.aware_epochs:
+        yield facts, stage.name, stage.epochs - stage.aware_epochs
+    if stage.aware_epochs:
+        yield {**facts, "int8": True}, stage.aware_name, stage.aware_epochs
+
+
+def _files(spec: JobSpec, dataset: DatasetFacts, device: DeviceKind) -> dict[str, Any]:
+    """Return what decides the cost of writing a student's files and of measuring each on the test images."""
+    return {
+        "version": VERSION,
+        "device": device,
+        "files": sorted({"safetensors", *spec.export}),
+        # The tolerance is compared, when all is measured.
+        "export_options": spec.export_options.model_dump(mode="json", exclude={"tolerance"}),
+        "students": [student.architecture for student in spec.students],
+        "members": spec.scheme.generations if spec.scheme.ensemble_is_result else 1,
+        "image": [dataset.channels, *dataset.image_size],
+        "classes": dataset.num_classes.bit_length(),
+        "test": dataset.test,
+        # The weights before the epochs for int8 are exported and measured, too.
+        "int8": aware_epochs(spec) > 0,
+    }
 
 
 def _stage(

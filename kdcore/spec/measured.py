@@ -1,4 +1,5 @@
-"""The keys under which results are kept for later jobs: a digest of everything that decides the result."""
+"""What is kept of a job's result: keys for later jobs, a digest of everything that decides the result; the figures of
+its files, and those that its sentence states."""
 
 import hashlib
 import json
@@ -63,6 +64,19 @@ def benchmark_key(asked: Mapping[str, Any], versions: Mapping[str, str]) -> str:
         "versions": dict(versions),
     }
     return hashlib.sha256(json.dumps(decides, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def ruling(proof: Mapping[str, Any]) -> tuple[dict[str, float] | None, dict[str, float] | None, str]:
+    """Return the gap closed and the gain that a report's sentence is about (`kdcore/measure/verdict.py`), given its
+    `proof`, and what their intervals are for: of several seeds their means, unless the images leave it open."""
+    gap, gain, over = proof.get("gap_closed"), proof.get("gain"), proof.get("over_seeds")
+    if not over or not gain or not over["gain"]:
+        return gap, gain, ""
+    if over["gain_on_other_images"]:
+        return over["gap_closed_on_other_images"], over["gain_on_other_images"], "for other seeds and images"
+    if gain["low"] <= 0 <= gain["high"]:
+        return gap, gain, "for other images, with the delivered seed"
+    return over["gap_closed"], over["gain"], "for other seeds"
 
 
 def files_row(job_id: str, resolved: Mapping[str, Any], report: Mapping[str, Any]) -> dict[str, Any] | None:

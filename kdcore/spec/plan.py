@@ -31,6 +31,11 @@ class Stage:
     aware_epochs: int = 0
     """The last of its epochs, which train for int8."""
 
+    @property
+    def aware_name(self) -> str:
+        """The name under which these epochs are measured: their steps take longer than the others."""
+        return f"{self.name}/int8"
+
 
 @dataclass(frozen=True)
 class Trial:

@@ -1,8 +1,10 @@
 """The reading of a client's body. All faults are found at once; each points to the field as the client wrote it."""
 
 import difflib
+import json
 import types
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from functools import cache
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -34,6 +36,7 @@ _KINDS = {
     "tuple_type": "a list",
     "string_type": "a string",
 }
+TYPES = {"int_type": "a whole number", "float_type": "a number", "bool_type": "true or false"}
 _BOUNDS = {
     "gt": "> {:g}",
     "ge": "≥ {:g}",
@@ -65,6 +68,7 @@ def read(body: Any, context: Any = None) -> tuple[JobSpec | None, Fields, list[F
     """Return the spec (None if there is a fault), the fields that are valid by themselves, and every fault."""
     if not isinstance(body, dict):
         return None, {}, [Fault("", "a job spec is a JSON object", "type", "object", type(body).__name__)]
+    details: list[ErrorDetails] = []
     try:
         spec: JobSpec | None = JobSpec.model_validate(body, context=context)
         faults: list[Fault] = []
@@ -74,7 +78,7 @@ def read(body: Any, context: Any = None) -> tuple[JobSpec | None, Fields, list[F
         faults = _once(_fault(detail, body) for detail in details[:MAX_FAULTS] if not _follows(detail))
         if len(details) > MAX_FAULTS:
             return None, {}, [*faults, more_faults(len(details) + _left_out(details, body) - MAX_FAULTS)]
-    partial = _readable(body, context)
+    partial = _readable(body, context, {str(detail["loc"][0]) for detail in details})
     faults += as_typed(rules(partial), body)
     return (None if faults else spec), partial, faults
 
@@ -123,12 +127,14 @@ def _once(faults: Iterable[Fault]) -> list[Fault]:
     return list({(fault.pointer, fault.code, fault.message): fault for fault in faults}.values())
 
 
-def _readable(body: dict[str, Any], context: Any) -> Fields:
+def _readable(body: dict[str, Any], context: Any, faulty: Container[str]) -> Fields:
     fields = {}
     for name, field in JobSpec.model_fields.items():
         if name not in body:
             if not field.is_required():
                 fields[name] = field.get_default()
+            continue
+        if name in faulty:
             continue
         try:
             fields[name] = _adapter(name).validate_python(body[name], context=context)
@@ -179,7 +185,19 @@ def _out_of_bounds(pointer: str, detail: ErrorDetails, given: Any) -> Fault:
         code = "type"
         if kind in _KINDS:
             message = f"{_KINDS[kind]} belongs here, got {given!r}"
+        elif kind in TYPES:
+            message, bound = wrong_type(kind, given), bound or TYPES[kind]
     return Fault(pointer, message, code, bound, given)
+
+
+def wrong_type(kind: str, given: Any) -> str:
+    """Return the message of a number, or of true or false, that has another type; `kind` is pydantic's."""
+    message = f"{TYPES[kind]} belongs here, got {json.dumps(given, ensure_ascii=False)}"
+    with suppress(ValueError):
+        meant = json.loads(given) if isinstance(given, str) else None
+        if isinstance(meant, {"int_type": int, "float_type": int | float, "bool_type": bool}[kind]):
+            message += ", which is text: write it without quotes"
+    return message
 
 
 def _unknown_variant(path: list[str | int], context: Mapping[str, Any], given: Any) -> Fault:

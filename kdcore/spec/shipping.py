@@ -89,7 +89,11 @@ class ExportOptions(Vocabulary):
         "images; what does not compute the student is refused. False: files are written and not looked at again.",
     )
     batch_size: int = Field(
-        default=32, ge=2, le=1024, description="The latency is measured with one image, and with so many."
+        default=32,
+        ge=2,
+        le=1024,
+        description="The latency is measured with one image, and with so many; with fewer where these need too much "
+        "memory.",
     )
 
 

@@ -1,10 +1,10 @@
-"""The base class of every object in a job spec, and the type of a place in a network."""
+"""The base classes of every object in a job spec or another body, and the type of a place in a network."""
 
 from itertools import islice
 from typing import Annotated, Any, Literal, Union, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
-from pydantic_core import PydanticKnownError, core_schema
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, GetCoreSchemaHandler, model_validator
+from pydantic_core import CoreSchema, PydanticKnownError, core_schema
 
 from base.text import STORED, Text
 
@@ -20,15 +20,69 @@ def _require_name(schema: dict[str, Any]) -> None:
         schema["required"] = ["name", *schema.get("required", [])]
 
 
-class Vocabulary(BaseModel):
-    """An object of a job spec: frozen, with finite numbers only. An unknown field is an error."""
+def _number(given: Any, info: core_schema.ValidationInfo) -> Any:
+    return _of_type(given, info, isinstance(given, int | float) and not isinstance(given, bool), "float_type")
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, json_schema_extra=_require_name)
+
+def _whole_number(given: Any, info: core_schema.ValidationInfo) -> Any:
+    """The number 3.0 is a whole one, as in JSON schemas; pydantic refuses 3.5."""
+    return _of_type(given, info, isinstance(given, int | float) and not isinstance(given, bool), "int_type")
+
+
+def _true_or_false(given: Any, info: core_schema.ValidationInfo) -> Any:
+    return _of_type(given, info, isinstance(given, bool), "bool_type")
+
+
+def _of_type(given: Any, info: core_schema.ValidationInfo, fits: bool, fault: Any) -> Any:
+    if fits or info.context is STORED:  # An earlier version has accepted it.
+        return given
+    raise PydanticKnownError(fault)
+
+
+_CHECKS = {"int": _whole_number, "float": _number, "bool": _true_or_false}
+
+
+def _with_json_types(model: type[BaseModel], schema: Any) -> None:
+    """Put a check of the JSON type in front of each number and boolean of a model, in its core schema, in place.
+    Models in it have their own."""
+    parts = [schema]
+    while parts:
+        part = parts.pop()
+        if isinstance(part, list | tuple):
+            parts += part
+        if not isinstance(part, dict) or (part.get("type") == "model" and part["cls"] is not model):
+            continue
+        check = _CHECKS.get(str(part.get("type")))
+        if check is not None:
+            checked = core_schema.with_info_before_validator_function(check, part.copy())
+            part.clear()
+            part.update(checked)
+        elif part.get("type") != "function-before" or part["function"]["function"] not in _CHECKS.values():
+            parts += [inner for name, inner in part.items() if name not in ("metadata", "serialization", "function")]
+
+
+class JsonObject(BaseModel):
+    """An object of a body. An unknown field is an error, and so is a value of another JSON type than the field's:
+    pydantic would take true for the number 1, and "no" for false."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        schema = handler(source)
+        _with_json_types(cls, handler.resolve_ref_schema(schema))
+        return schema
 
     @model_validator(mode="before")
     @classmethod
     def _first_unknown_fields(cls, given: Any) -> Any:
         return few_unknown(cls, given)
+
+
+class Vocabulary(JsonObject):
+    """An object of a job spec: frozen, with finite numbers only."""
+
+    model_config = ConfigDict(frozen=True, allow_inf_nan=False, json_schema_extra=_require_name)
 
 
 def few_unknown(model: type[BaseModel], given: Any) -> Any:

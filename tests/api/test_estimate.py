@@ -28,8 +28,9 @@ COST = JobCost(
     test_image_s=0.1,
     memory_bytes=1_000_000_000,
     memory_fixed_bytes=200_000_000,
+    exporting_s=7.0,
 )
-UNKNOWN = {"preparing": None, "training": None, "evaluating": None}
+UNKNOWN = {"preparing": None, "training": None, "evaluating": None, "exporting": None}
 DIGITS = Known(dataset=named_facts("digits", None))
 """1437 images to train with, 144 of them held out, and 360 test images; 20 steps of 64 in an epoch."""
 
@@ -57,8 +58,9 @@ async def test_validate_estimates_what_was_measured_before(service: Service) -> 
     await measured(service)
     found = (await validated(service))["estimate"]
     # 3 epochs of 20 steps; 144 held-out images after each, 360 test images at the end.
-    assert found["seconds_by_phase"] == pytest.approx({"preparing": 2, "training": 30, "evaluating": 4.3 + 36}, abs=0.1)
-    assert found["seconds"] == pytest.approx(72.3, abs=0.1)
+    expected = {"preparing": 2, "training": 30, "evaluating": 4.3 + 36, "exporting": 7}
+    assert found["seconds_by_phase"] == pytest.approx(expected, abs=0.1)
+    assert found["seconds"] == pytest.approx(79.3, abs=0.1)
     assert (found["memory_bytes"], found["device"], found["basis"]) == (COST.memory_bytes, "cpu, 1 thread", "measured")
     assert found["steps"] == 60
     assert service.inspector.probes == []
@@ -69,7 +71,13 @@ async def test_validate_scales_what_was_measured_with_another_batch(service: Ser
     found = (await validated(service, training={"epochs": 3, "batch_size": 32}))["estimate"]
     assert found["seconds_by_phase"]["training"] == pytest.approx(3 * 40 * 0.25)
     assert (found["memory_bytes"], found["basis"]) == (600_000_000, "measured")
-    assert found["seconds_by_phase"]["preparing"] is None
+    assert (found["seconds_by_phase"]["preparing"], found["seconds_by_phase"]["exporting"]) == (None, 7)
+
+
+async def test_validate_never_takes_a_float_training_for_one_that_ends_in_int8(service: Service) -> None:
+    await measured(service)
+    found = (await validated(service, "?probe=false", quantization={"aware": True, "epochs": 1}))["estimate"]
+    assert (found["seconds"], found["seconds_by_phase"], found["basis"]) == (None, UNKNOWN, "parameters")
 
 
 async def test_validate_does_not_learn_from_another_project(service: Service) -> None:
@@ -79,10 +87,12 @@ async def test_validate_does_not_learn_from_another_project(service: Service) ->
 
 
 async def test_validate_probes_once_what_was_never_measured(service: Service) -> None:
-    service.inspector.cost = COST.model_copy(update={"basis": "probe", "preparing_s": None})
+    probed = {"basis": "probe", "preparing_s": None, "exporting_s": None}
+    service.inspector.cost = COST.model_copy(update=probed)
     for _ in range(2):
         found = (await validated(service))["estimate"]
         assert (found["basis"], found["seconds_by_phase"]["preparing"]) == ("probe", None)
+        assert found["seconds_by_phase"]["exporting"] is None
         assert found["seconds"] == pytest.approx(70.3, abs=0.1)
     (asked,) = service.inspector.probes
     assert asked.spec.students[0].architecture == "convnet8" and asked.dataset.image_size == (8, 8)

@@ -1,5 +1,7 @@
 """Errors of the framework have the form of all problems."""
 
+from typing import Any
+
 import pytest
 
 from tests.api.conftest import Service, problem
@@ -36,10 +38,13 @@ async def test_problem_for_a_body_without_content_type(service: Service) -> None
         ({"rezise": "crop"}, "there is no field 'rezise' here; did you mean 'resize'?"),
         ({"class_names": "a,b"}, "a list belongs here"),
         ({"resize": "stretch"}, "Input should be 'crop', 'squash' or 'pad'"),
+        ({"image_size": True}, "a whole number belongs here, got true"),
+        ({"image_size": "32"}, 'a whole number belongs here, got "32", which is text: write it without quotes'),
+        ({"skip_unreadable": 1}, "true or false belongs here, got 1"),
     ],
 )
 async def test_problem_for_a_mistyped_field_says_what_would_work(
-    service: Service, wrong: dict[str, str], said: str
+    service: Service, wrong: dict[str, Any], said: str
 ) -> None:
     body = {"name": "x", "blob": "sha256:" + "0" * 64, **wrong}
     answer = problem(await service.http.post("/v1/datasets", json=body), 422, "invalid_request")

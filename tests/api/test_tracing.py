@@ -41,10 +41,10 @@ async def test_requests_are_spans_with_their_route_and_no_query(
     telemetry = tracing.telemetry
     monkeypatch.setattr(tracing, "telemetry", lambda otel: telemetry(otel, exporter))
     async with serving(settings.model_copy(update={"otel": True})) as service:
-        for path in ("/v1/jobs/job_1?key=secret", "/healthz"):
+        for path in ("/v1/jobs/job_1/metrics?keys=secret", "/healthz"):
             await service.http.get(path, headers={"Authorization": "Bearer secret"})
     (span,) = exporter.get_finished_spans()
-    assert span.name == "GET /v1/jobs/{job_id}"
+    assert span.name == "GET /v1/jobs/{job_id}/metrics"
     assert span.attributes["http.response.status_code"] == 404
     assert span.resource.attributes["service.name"] == "distillery"
     assert "secret" not in span.to_json()

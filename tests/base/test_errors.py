@@ -7,7 +7,7 @@ def test_engine_errors_have_the_closed_list_of_codes():
 
     assert codes(EngineError) == {
         "spec_invalid", "warning_refused", "teacher_mismatch", "teacher_unavailable",
-        "weights_unavailable", "dataset_unreadable", "out_of_memory", "loss_diverged",
+        "weights_unavailable", "dataset_unreadable", "input_lost", "out_of_memory", "loss_diverged",
         "deadline_exceeded", "worker_lost", "storage_full", "too_many_files", "engine_silent", "internal",
     }  # fmt: skip
 

@@ -26,6 +26,24 @@ from kdcore.spec.recipe import Multistep, Sgd, Training
 from tests.client.fake_service import FakeFiles, problem
 
 
+def test_read_spec_numbers_of_yaml_are_those_of_json(tmp_path: Path):
+    """PyYAML reads those without a point as text, which the service refuses; a date or a version is text."""
+    path = tmp_path / "a.yaml"
+    path.write_text("a: 1e-3\nb: -2E+2\nc: 3\nd: 0.5\ne: '1e-3'\nf: 1e\ng: e3\nh: 1.5e3\n")
+    assert read_spec(str(path)) == {
+        "a": 1e-3,
+        "b": -200.0,
+        "c": 3,
+        "d": 0.5,
+        "e": "1e-3",
+        "f": "1e",
+        "g": "e3",
+        "h": 1500.0,
+    }
+    path.write_text('{"lr": 1e-3}')
+    assert read_spec(str(path)) == {"lr": 1e-3}
+
+
 def test_read_spec_from_json_and_yaml(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     spec = {"dataset": "digits", "training": {"epochs": 3}}
     (tmp_path / "a.json").write_text('{"dataset": "digits", "training": {"epochs": 3}}')

@@ -409,7 +409,7 @@ MEASURED: Any = {
     "parameters": {"teacher": 5, "student": 1},
     "compression": 5.0,
     "seconds": 4000.0,
-    "seconds_by_phase": {"preparing": 3.2, "training": 3876.8, "evaluating": 120.0},
+    "seconds_by_phase": {"preparing": 3.2, "training": 3876.8, "evaluating": 120.0, "exporting": 42.0},
     "memory_bytes": 640_000_000,
     "device": "cpu, 2 threads",
     "basis": "measured",
@@ -418,15 +418,17 @@ MEASURED: Any = {
 
 def test_estimate_lines_give_time_by_phase_and_memory():
     assert tables.estimate_lines(MEASURED) == [
-        "estimate: about 1 h 07 min (preparing 3 s, training 1 h 05 min, evaluating 2 min), without writing files",
+        "estimate: about 1 h 07 min (preparing 3 s, training 1 h 05 min, evaluating 2 min, exporting 42 s)",
         "  640 MB of memory on cpu, 2 threads, as measured in earlier jobs",
     ]
 
 
 def test_estimate_lines_name_a_phase_that_is_not_known():
-    phases = {**MEASURED["seconds_by_phase"], "preparing": None}
+    phases = {**MEASURED["seconds_by_phase"], "preparing": None, "exporting": None}
     lines = tables.estimate_lines({**MEASURED, "basis": "probe", "seconds_by_phase": phases})
-    assert lines[0].endswith("(training 1 h 05 min, evaluating 2 min), without preparing and writing files")
+    assert lines[0].endswith("(training 1 h 05 min, evaluating 2 min), without preparing and exporting")
+    del phases["exporting"]  # Of an older server.
+    assert tables.estimate_lines({**MEASURED, "basis": "probe", "seconds_by_phase": phases}) == lines
     assert lines[1].endswith("from a probe of a few steps")
 
 

@@ -21,6 +21,7 @@ from kdcore.run import run
 from kdcore.spec import METHODS as METHODS_BY_NAME
 from kdcore.spec import parse
 from kdcore.spec.cost import JobCost
+from kdcore.spec.shipping import Quantization
 from kdcore.training import StageTraining
 from tests.kdcore.engine import (
     as_by_the_version_before,
@@ -550,7 +551,9 @@ def test_run_a_resolved_spec_runs_the_same(data, teacher, tmp_path):
 
 
 def test_run_reports_the_cost_of_each_stage_and_of_all_attempts(data, teacher, tmp_path, monkeypatch):
-    spec = distilled(data, teacher, method="factor_transfer")
+    spec = distilled(data, teacher, method="factor_transfer").model_copy(
+        update={"quantization": Quantization(epochs=1)}
+    )
     where, stream = workspace(tmp_path / "stopped")
     with monkeypatch.context() as patch:
         stop_after(14, patch, where)
@@ -565,10 +568,15 @@ def test_run_reports_the_cost_of_each_stage_and_of_all_attempts(data, teacher, t
     assert saved["seconds"] > 0 and list(saved["stages"]) == ["student/factor_transfer", "student"]
     assert 1000 < report["seconds"] < 2000
     cost = JobCost.model_validate(report["cost"])
-    assert cost.stages.keys() == {"student/factor_transfer", "student", "alone"}
+    assert cost.stages.keys() == {"student/factor_transfer", "student", "student/int8", "alone", "alone/int8"}
     assert all(one.step_s > 0 and one.held_out_image_s > 0 for one in cost.stages.values())
     assert (cost.basis, cost.device, cost.precision, cost.memory_bytes) == ("measured", "cpu", "fp32", 1 << 40)
-    assert cost.preparing_s > 0 and cost.test_image_s > 0 and 0 < cost.memory_fixed_bytes < 1 << 40
+    assert (
+        cost.preparing_s > 0
+        and cost.test_image_s > 0
+        and cost.exporting_s > 0
+        and 0 < cost.memory_fixed_bytes < 1 << 40
+    )
 
 
 def test_run_resumes_a_checkpoint_without_a_cost(data, teacher, tmp_path):

@@ -227,6 +227,34 @@ def test_finish_succeeded_keeps_the_figures(database: Database) -> None:
     }
 
 
+MEANS = {
+    "gain": {"value": 0.03, "low": 0.01, "high": 0.05},
+    "gap_closed": {"value": 0.3, "low": 0.1, "high": 0.5},
+    "gain_on_other_images": None,
+    "gap_closed_on_other_images": None,
+}
+ELSEWHERE = {**MEANS, "gain_on_other_images": {"value": 0.02}, "gap_closed_on_other_images": {"value": 0.2}}
+
+
+@pytest.mark.parametrize(
+    ("low", "over", "gap", "gain"),
+    [
+        (0.05, None, 0.5, 0.1),
+        (0.05, MEANS, 0.3, 0.03),
+        (-0.05, MEANS, 0.5, 0.1),
+        (-0.05, ELSEWHERE, 0.2, 0.02),
+        (0.05, {**ELSEWHERE, "gap_closed_on_other_images": None}, None, 0.02),
+        (0.05, {**MEANS, "gain": None, "gap_closed": None}, 0.5, 0.1),
+    ],
+    ids=["one seed", "mean", "images leave it open", "seeds and images", "no gap stated", "no mean of all seeds"],
+)
+def test_figures_are_those_of_the_sentence(low: float, over: Any, gap: float | None, gain: float) -> None:
+    """By the rule of `_ruling` in `kdcore/measure/verdict.py`. Other figures are of the delivered seed."""
+    proof = {"gap_closed": {"value": 0.5}, "gain": {"value": 0.1, "low": low, "high": 0.15}, "over_seeds": over}
+    figures = figures_of({"student": {"accuracy": 0.9}, "alone": {"accuracy": 0.8}, "gain": 0.1, "proof": proof})
+    assert (figures["gap_closed"], figures["gain"], figures["accuracy"]) == (gap, gain, 0.9)
+
+
 def test_figures_of_an_evaluation_are_those_of_its_model() -> None:
     assert figures_of({"accuracy": 0.7, "parameters": 3})["accuracy"] == 0.7
 

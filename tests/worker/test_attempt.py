@@ -451,7 +451,7 @@ def test_run_job_passes_inputs_by_digest(db: JobDatabase, start_worker: Start):
     db.assert_trained(job_id, 2)
 
 
-@pytest.mark.parametrize(("content", "words"), [(None, "not in the file store"), (b"rotten", "damaged")])
+@pytest.mark.parametrize(("content", "words"), [(None, "is not in the file store"), (b"rotten", "is damaged")])
 def test_run_job_names_an_input_that_is_missing_or_damaged(
     db: JobDatabase, start_worker: Start, content: bytes | None, words: str
 ):
@@ -461,10 +461,12 @@ def test_run_job_names_an_input_that_is_missing_or_damaged(
         path = db.files.path(digest)
         path.parent.mkdir(parents=True)
         path.write_bytes(content)
-    job_id = db.submit(max_attempts=1, teacher=f"blob:sha256:{digest}")
+    job_id = db.submit(max_attempts=5, teacher=f"blob:sha256:{digest}")
     start_worker()
     job = db.until(job_id, "failed")
-    assert words in job.error["message"] and digest in job.error["message"]
+    assert (job.error["code"], job.error["retryable"], job.attempts_without_progress) == ("input_lost", False, 1)
+    assert f"blob:sha256:{digest} (/fake/teacher in the resolved spec) {words}" in job.error["message"]
+    assert "upload" in job.error["hint"]
 
 
 def test_run_job_does_not_publish_a_file_outside_of_the_engines_folder(db: JobDatabase, start_worker: Start):

@@ -27,7 +27,8 @@ def measured(one, folder, **changes):
     write_text(source, changes.pop("source", student_source(one)))
     pixels = images(10)
     labels = changes.pop("labels", answered(one, pixels).argmax(1))
-    return measuring.measure("torch", path, source, one, OPTIONS, Images(pixels, labels), **changes)
+    options = changes.pop("options", OPTIONS)
+    return measuring.measure("torch", path, source, one, options, Images(pixels, labels), **changes)
 
 
 def test_measure_counts_the_images_that_the_file_is_right_on(one, tmp_path):
@@ -56,14 +57,31 @@ def test_measure_a_file_that_fails_at_a_batch_size_fails_with_its_last_line(one,
         measured(one, tmp_path, source=broken)
 
 
-def test_measure_a_file_that_needs_too_much_memory_says_what_needs_less(one, tmp_path):
-    """The file may be good: what is wrong is the batch with which it is measured."""
-    text = "can't allocate memory: you tried to allocate 4294967296 bytes"
-    broken = f"{student_source(one)}\n\ndef load(path):\n    raise RuntimeError({text!r})\n"
-    with pytest.raises(
-        FileFailed, match=r"more memory than the \d+\.\d GB .* with 4 images at a time: a smaller batch_size"
-    ):
-        measured(one, tmp_path, source=broken)
+NO_MEMORY = "can't allocate memory: you tried to allocate 4294967296 bytes"
+
+
+def short_of_memory(one, most):
+    """A `student.py` whose network has memory for so many images at a time."""
+    broken = student_source(one) + "\n\nload_it = load\ndef load(path):\n    network = load_it(path)\n"
+    broken += "    def check(_, given):\n"
+    broken += f"        if len(given[0]) > {most}:\n            raise RuntimeError({NO_MEMORY!r})\n"
+    return broken + "    network.register_forward_pre_hook(check)\n    return network\n"
+
+
+@pytest.mark.parametrize(("most", "batches", "left_out"), [(5, [1, 4], [16]), (2, [1], [16, 4])])
+def test_measure_takes_a_smaller_batch_where_a_large_one_needs_too_much_memory(one, tmp_path, most, batches, left_out):
+    """The file is good: all test images, and the first logits, are computed in batches that fit."""
+    options, calls = ExportOptions(batch_size=16), []
+    source = short_of_memory(one, most)
+    found = measured(one, tmp_path, source=source, options=options, working=lambda *of: calls.append(of))
+    assert [latency["batch"] for latency in found.latency] == batches and found.batches_left_out == left_out
+    assert (found.accuracy, found.agreement, found.images) == (1.0, 1.0, 10) and found.difference < 1e-5
+    assert calls[-1] == (-(-10 // batches[-1]),) * 2
+
+
+def test_measure_a_file_that_needs_too_much_memory_for_one_image_fails(one, tmp_path):
+    with pytest.raises(FileFailed, match=r"more memory than the \d+\.\d GB .* with 1 image at a time"):
+        measured(one, tmp_path, source=short_of_memory(one, 0))
 
 
 def test_reference_is_computed_once_for_all_files(one, monkeypatch):
@@ -84,7 +102,8 @@ def test_reference_of_a_slow_student_is_of_evenly_spaced_images(one, monkeypatch
 
 
 @pytest.mark.parametrize(
-    ("count", "sizes"), [(24, [1, 2, 3, 7]), (13, [1, 2, 3, 7]), (5, [1, 2, 2, 0]), (1, [1, 0, 0, 0])]
+    ("count", "most", "sizes"),
+    [(13, 32, [1, 2, 3, 7]), (5, 32, [1, 2, 2]), (1, 32, [1]), (13, 4, [1, 2, 3, 4, 3]), (3, 1, [1, 1, 1])],
 )
-def test_sizes_of_few_images_are_cut(count, sizes):
-    assert measuring._sizes(min(count, 13)) == sizes
+def test_sizes_of_few_images_or_small_batches_are_cut(count, most, sizes):
+    assert measuring._sizes(count, most) == sizes

@@ -1,6 +1,7 @@
 """The meter of a job, with a clock that the test moves."""
 
 import time
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from base.wire import Timings
 from kdcore.measure import cost
 from kdcore.measure.cost import ACTIVITIES, CostMeter, peak_memory
+from kdcore.spec import Stage
 from kdcore.spec.cost import StageCost
 
 CPU = torch.device("cpu")
@@ -23,30 +25,33 @@ def clock(monkeypatch):
     return clock
 
 
-def epoch(clock, stage, steps, evaluation_s, save_s=0.0, held_out=10):
-    """Take one epoch of steps of these lengths, each followed by a save."""
-    training = SimpleNamespace(position=SimpleNamespace(step=0), training_set=SimpleNamespace(held_out=[0] * held_out))
+STUDENT = Stage("student", epochs=5, steps=500)
+
+
+def epoch(clock, stage, steps, evaluation_s, save_s=0.0, held_out=10, number=1):
+    """Take an epoch, with its number from 1, of steps of these lengths, each followed by a save."""
+    position = SimpleNamespace(step=0, epoch=number - 1)
+    training = SimpleNamespace(position=position, training_set=SimpleNamespace(held_out=[0] * held_out))
     after_step = stage.around(lambda _: clock.pass_by(save_s))
-    for number, seconds in enumerate(steps, 1):
+    for position.step, seconds in enumerate(steps, 1):
         clock.pass_by(seconds)
-        training.position.step = number
-        if number < len(steps):
+        if position.step < len(steps):
             after_step(training)
     stage.before_evaluation(training)
     clock.pass_by(evaluation_s)
-    training.position.step = 0
+    position.step, position.epoch = 0, number
     after_step(training)
 
 
 def test_stage_meter_leaves_out_the_first_steps_and_the_saves(clock):
     meter = CostMeter()
-    epoch(clock, meter.stage("student"), [9, 9, 9, 2, 3, 4], evaluation_s=5, save_s=100)
+    epoch(clock, meter.stage(STUDENT), [9, 9, 9, 2, 3, 4], evaluation_s=5, save_s=100)
     assert meter.stages == {"student": pytest.approx({"step_s": 3, "held_out_image_s": 0.5})}
 
 
 def test_stage_meter_takes_the_median_of_the_epochs(clock):
     meter = CostMeter()
-    stage = meter.stage("student")
+    stage = meter.stage(STUDENT)
     for step_s, evaluation_s in ((1, 10), (2, 40), (9, 20)):
         epoch(clock, stage, [step_s] * 4, evaluation_s)
     assert meter.stages["student"] == pytest.approx({"step_s": 2, "held_out_image_s": 2})
@@ -54,26 +59,56 @@ def test_stage_meter_takes_the_median_of_the_epochs(clock):
 
 def test_stage_meter_of_very_short_epochs_drops_the_first_as_soon_as_there_is_a_second(clock):
     meter = CostMeter()
-    stage = meter.stage("student")
+    stage = meter.stage(STUDENT)
     epoch(clock, stage, [8, 4], 1)
     assert meter.stages["student"]["step_s"] == pytest.approx(6)
     epoch(clock, stage, [2, 2], 1)
     assert meter.stages["student"]["step_s"] == pytest.approx(2)
 
 
+def test_stage_meter_keeps_epochs_for_int8_apart(clock):
+    """The first steps of the fourth epoch find the ranges and are not counted, either; and an attempt that continues
+    there adds to what the earlier one has measured."""
+    first = CostMeter()
+    stage = first.stage(replace(STUDENT, aware_epochs=2))
+    for number in (1, 2, 3):
+        epoch(clock, stage, [1] * 4, 10, number=number)
+    in_float = {"step_s": 1, "held_out_image_s": 1}
+    assert first.stages == {"student": pytest.approx(in_float)}
+    epoch(clock, stage, [50, 9, 9, 2, 4], 30, number=4)
+    assert first.stages == {"student": in_float, "student/int8": pytest.approx({"step_s": 3, "held_out_image_s": 3})}
+    second = CostMeter(first.state())
+    epoch(clock, second.stage(replace(STUDENT, aware_epochs=2)), [9, 9, 9, 4], 20, number=5)
+    assert second.stages == {"student": in_float, "student/int8": pytest.approx({"step_s": 4, "held_out_image_s": 2})}
+
+
+def test_meter_counts_the_files_of_one_pass(clock):
+    """A stop between two files is no whole pass; `timings` has the seconds of both."""
+    first = CostMeter()
+    with pytest.raises(KeyboardInterrupt), first.exporting():
+        clock.pass_by(5)
+        state = first.state()
+        raise KeyboardInterrupt
+    assert first.exporting_s is None
+    second = CostMeter(state)
+    with second.exporting():
+        clock.pass_by(7)
+    assert (second.exporting_s, second.timings()["exporting"]) == (7, 12)
+
+
 def test_stage_meter_lets_a_stop_through(clock):
     def stop(_):
         raise KeyboardInterrupt
 
-    training = SimpleNamespace(position=SimpleNamespace(step=1))
+    training = SimpleNamespace(position=SimpleNamespace(step=1, epoch=0))
     with pytest.raises(KeyboardInterrupt):
-        CostMeter().stage("student").around(stop)(training)
+        CostMeter().stage(STUDENT).around(stop)(training)
 
 
 def test_meter_adds_up_the_attempts(clock):
     first = CostMeter()
     first.prepared(CPU, clock.now - 7)
-    epoch(clock, first.stage("student"), [1, 1], 1)
+    epoch(clock, first.stage(STUDENT), [1, 1], 1)
     state = first.state()
     assert state["seconds"] == pytest.approx(10)
     clock.pass_by(500)
@@ -92,7 +127,7 @@ def test_meter_divides_all_attempts_into_what_was_done_and_a_block_inside_of_ano
         clock.pass_by(4)
     clock.pass_by(100)
     with pytest.raises(KeyboardInterrupt), first.during("training/student"):
-        epoch(clock, first.stage("student"), [1, 1], evaluation_s=5, save_s=10)
+        epoch(clock, first.stage(STUDENT), [1, 1], evaluation_s=5, save_s=10)
         with first.during("caching"):
             clock.pass_by(7)
         clock.pass_by(0.5)
@@ -129,7 +164,7 @@ def test_activities_are_those_that_the_service_answers():
 def test_meter_gives_the_cost_of_a_job(clock):
     meter = CostMeter()
     meter.prepared(CPU, clock.now - 7)
-    epoch(clock, meter.stage("student"), [1, 1], 1)
+    epoch(clock, meter.stage(STUDENT), [1, 1], 1)
     with meter.measuring(50):
         clock.pass_by(25)
     found = meter.cost(bf16=True)

@@ -11,6 +11,7 @@ from kdcore.measure import probe as probes
 from kdcore.measure.probe import probe
 from kdcore.spec import METHODS, Known, each_teacher, parse, resolve, trials
 from kdcore.spec.cost import ProbeRequest, cost_rows, predict
+from kdcore.spec.shipping import Quantization
 from tests.kdcore.engine import SMALL
 
 DIGITS = named_facts("digits", None)
@@ -68,6 +69,18 @@ def test_probe_measures_jobs_of_other_shapes(fields):
     asked = request(**fields)
     names = {stage.name for trial in trials(asked.spec, DIGITS, None) for stage in trial.stages}
     assert probe(asked).stages.keys() == names
+
+
+def test_probe_measures_steps_in_float_and_steps_that_round():
+    """A student that starts from weights may train for int8 alone."""
+    asked = request(quantization={"aware": True}, baseline="train")
+    cost = probe(asked)
+    assert list(cost.stages) == ["student", "student/int8", "alone", "alone/int8"]
+    assert predict(asked.spec, FACTS, cost_rows(asked.spec, FACTS, cost), "cpu").seconds > 0
+    alone = request("supervised", training={"batch_size": 32, "epochs": 2, "precision": "fp32"}).spec
+    alone = alone.model_copy(update={"quantization": Quantization(epochs=2)})
+    cost = probe(ProbeRequest(spec=alone, dataset=DIGITS))
+    assert list(cost.stages) == ["student/int8"] and cost.test_image_s > 0
 
 
 def test_probe_scales_a_batch_for_which_there_is_no_time(monkeypatch):

@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from kdcore.measure.verdict import Run, verdict
+from kdcore.spec.measured import ruling
 
 EVEN = [25, 25, 25, 25]
 
@@ -144,6 +145,17 @@ def test_verdict_seeds_that_agree_on_too_few_images_prove_nothing():
     found = verdict([Run(seed, right(0, 82), right(0, 80)) for seed in range(3)], EVEN)
     assert found.proof["over_seeds"]["gain"]["low"] > 0
     assert "no measurable gain: the interval holds 0" in found.sentence.lower()
+
+
+@pytest.mark.parametrize(("count", "alone"), [(1, 0.7), (3, 0.7), (3, 0.79), (5, 0.7)])
+def test_verdict_states_the_gap_and_the_gain_that_lists_and_pages_take_from_its_proof(count, alone):
+    """One seed, several, several of which the images leave it open, and seeds for other images, too."""
+    found = verdict(runs(count, 0.8, alone), [500, 500], drawn(1000, 0.95), True)
+    gap, gain, scope = ruling(found.proof)
+    sentence = found.sentence.lower()
+    assert sentence.startswith(f"gap closed: {100 * gap['value']:.0f} % (95 % interval{f' {scope}:' * bool(scope)} ")
+    bounds = f"{100 * gain['low']:+.1f} to {100 * gain['high']:+.1f}"
+    assert bounds in sentence and ("helped" in sentence) == (gain["low"] > 0)
 
 
 def test_verdict_seeds_without_baselines_have_a_mean():

@@ -17,6 +17,7 @@ COST = JobCost(
     test_image_s=0.1,
     memory_bytes=900,
     memory_fixed_bytes=100,
+    exporting_s=20.0,
 )
 FACTS = known({"dataset": "mine"}, dataset=DATA)
 RECIPE = {"epochs": 4, "batch_size": 100}
@@ -35,9 +36,9 @@ def test_predict_adds_up_steps_evaluations_and_preparation():
     prediction = predict(spec_of(), FACTS, ROWS, "cpu")
     training = 36 * 0.5 + 36 * 0.25
     evaluating = 4 * 100 * 0.01 + 4 * 100 * 0.02 + 100 * 0.1
-    expected = {"preparing": 3.0, "training": training, "evaluating": evaluating}
+    expected = {"preparing": 3.0, "training": training, "evaluating": evaluating, "exporting": 20.0}
     assert prediction.seconds_by_phase == pytest.approx(expected)
-    assert prediction.seconds == pytest.approx(3 + 27 + 22)
+    assert prediction.seconds == pytest.approx(3 + 27 + 22 + 20)
     assert (prediction.memory_bytes, prediction.device) == (900, "cpu, 2 threads")
     assert (prediction.basis, prediction.device_kind) == ("measured", "cpu")
 
@@ -53,7 +54,7 @@ def test_predict_scales_another_batch_in_proportion_to_its_images():
     assert prediction.seconds_by_phase["training"] == pytest.approx(27)
     assert prediction.memory_bytes == 100 + 400
     assert prediction.seconds_by_phase["preparing"] is None
-    assert prediction.seconds == pytest.approx(27 + 22)
+    assert prediction.seconds == pytest.approx(27 + 22 + 20)
 
 
 def test_predict_knows_no_preparation_of_other_data():
@@ -125,15 +126,70 @@ def test_predict_counts_first_stages_and_generations():
 
 def test_cost_rows_leave_out_a_stage_that_was_not_measured():
     rows = cost_rows(spec_of(), FACTS, COST.model_copy(update={"stages": {"student": STEP}}))
-    assert len(rows) == 4 and len(ROWS) == 6
+    assert len(rows) == 5 and len(ROWS) == 7
     assert predict(spec_of(), FACTS, rows, "cpu") is None
 
 
 def test_cost_keys_are_those_of_the_rows_on_every_kind_of_device():
     keys = cost_keys(spec_of(), FACTS)
-    assert set(ROWS) < set(keys) and len(keys) == 12
+    assert set(ROWS) < set(keys) and len(keys) == 14
     assert all(len(key) == 64 for key in keys)
     assert set(cost_keys(spec_of(), FACTS, ["cpu"])) == set(ROWS)
+
+
+def test_predict_leaves_out_files_that_no_job_has_written():
+    """A probe writes none, and a report of an earlier version does not say how long they took."""
+    earlier = JobCost.model_validate(COST.model_dump(exclude={"exporting_s"}))
+    prediction = predict(spec_of(), FACTS, cost_rows(spec_of(), FACTS, earlier), "cpu")
+    assert prediction.seconds_by_phase["exporting"] is None
+    assert (prediction.seconds, prediction.basis) == (pytest.approx(3 + 27 + 22), "measured")
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"training": {"epochs": 8, "batch_size": 50}, "method": "dkd"}, 20.0),
+        ({"export_options": {"tolerance": 0.5}, "documents": []}, 20.0),
+        ({"export": ["onnx"]}, None),
+        ({"export_options": {"batch_size": 64}}, None),
+        ({"export_options": {"measure": False}}, None),
+        ({"student": "resnet32"}, None),
+        ({"more": {"dataset": DATA.model_copy(update={"test": 200})}}, None),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else None,
+)
+def test_predict_knows_the_files_of_the_same_student_in_the_same_formats(changes, expected):
+    """Of whatever training."""
+    facts = known({"dataset": "mine"}, **{"dataset": DATA, **changes.pop("more", {})})
+    spec = spec_of(**changes)
+    stages = COST.model_copy(update={"exporting_s": None})
+    prediction = predict(spec, facts, {**cost_rows(spec, facts, stages), **ROWS}, "cpu")
+    assert prediction.seconds_by_phase["exporting"] == expected
+
+
+INT8 = {"epochs": 1}
+
+
+def test_predict_counts_epochs_for_int8_by_their_own_steps():
+    """3 of 4 epochs in float at half a second a step, one at two seconds; the student alone is trained in the same way,
+    and all rows of a float training are not enough."""
+    spec = spec_of(quantization=INT8)
+    assert predict(spec, FACTS, ROWS, "cpu") is None
+    more = {
+        "student/int8": StageCost(step_s=2, held_out_image_s=0.04),
+        "alone/int8": StageCost(step_s=1, held_out_image_s=0.03),
+    }
+    rows = cost_rows(spec, FACTS, COST.model_copy(update={"stages": {**COST.stages, **more}}))
+    prediction = predict(spec, FACTS, rows, "cpu")
+    assert prediction.seconds_by_phase["training"] == pytest.approx(27 * 0.5 + 9 * 2 + 27 * 0.25 + 9 * 1)
+    held_out = 3 * 100 * 0.01 + 100 * 0.04 + 3 * 100 * 0.02 + 100 * 0.03
+    assert prediction.seconds_by_phase["evaluating"] == pytest.approx(held_out + 100 * 0.1)
+    assert predict(spec_of(quantization={"epochs": 2}), FACTS, rows, "cpu").seconds_by_phase["training"] == (
+        pytest.approx(18 * 0.5 + 18 * 2 + 18 * 0.25 + 18 * 1)
+    )
+    assert predict(spec_of(), FACTS, rows, "cpu") is None, "its memory is that of rounded networks"
+    assert predict(spec_of(), FACTS, {**rows, **ROWS}, "cpu").seconds_by_phase["training"] == pytest.approx(27)
+    assert predict(spec_of(quantization={"aware": False}), FACTS, ROWS, "cpu").seconds == pytest.approx(72)
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ SOUND = {
     "student": {"architecture": "resnet20"},
     "method": "kd",
 }
+QUOTED = ", which is text: write it without quotes"
 
 
 def faults(**changes) -> dict[str, str]:
@@ -225,6 +226,37 @@ MISTAKES = {
 def test_read_points_to_the_field_as_written(changes, fault):
     _, _, found = read({**SOUND, **changes})
     assert [(one.pointer, one.code, one.message) for one in found] == [fault]
+
+
+@pytest.mark.parametrize(
+    ("changes", "fault"),
+    [
+        ({"seeds": True}, ("/seeds", "a whole number belongs here, got true", "a whole number", True)),
+        ({"alpha": False}, ("/alpha", "a number belongs here, got false", "a number", False)),
+        ({"strict": "no"}, ("/strict", 'true or false belongs here, got "no"', "true or false", "no")),
+        (
+            {"strict": "true"},
+            ("/strict", f'true or false belongs here, got "true"{QUOTED}', "true or false", "true"),
+        ),
+        (
+            {"training": {"epochs": "3"}},
+            ("/training/epochs", f'a whole number belongs here, got "3"{QUOTED}', "a whole number", "3"),
+        ),
+        (
+            {"training": {"epochs": "1e-3"}},
+            ("/training/epochs", 'a whole number belongs here, got "1e-3"', "a whole number", "1e-3"),
+        ),
+        (
+            {"method": [{"name": "kd", "weight": True}, "dkd"]},
+            ("/method/0/weight", "a number belongs here, got true", "a number", True),
+        ),
+    ],
+)
+def test_read_refuses_a_value_of_another_json_type(changes, fault):
+    """Of a top-level field, too, and without a second fault that follows from what it was taken for."""
+    _, fields, faults = read({**SOUND, **changes})
+    assert [(one.pointer, one.message, one.allowed, one.got) for one in faults] == [fault]
+    assert [one.code for one in faults] == ["type"] and not fields.keys() & changes.keys()
 
 
 def test_read_returns_faults_of_several_lists_together():
