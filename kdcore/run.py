@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import replace
 from functools import partial
@@ -28,7 +28,7 @@ from kdcore.classifier import Classifier, FrozenTeacher
 from kdcore.data import layouts
 from kdcore.device import Computing
 from kdcore.lesson import NOTHING, Needs, Scheme, Teacher
-from kdcore.measure import alarms, chance, evaluate, kept, teacher_check
+from kdcore.measure import alarms, chance, evaluate, kept, levers, teacher_check
 from kdcore.measure.alarms import Alarms
 from kdcore.measure.cost import TRAINING
 from kdcore.objectives import Setting
@@ -86,7 +86,7 @@ def run(spec: JobSpec, workspace: Workspace, resume: Path | None = None) -> dict
         summary = report.build_report(job, results, workspace.warn, meter.measuring, keep)
     summary["seconds"] = round(progress.cost.seconds, 3)
     summary["cost"] = progress.cost.cost(job.computing.bf16).model_dump(mode="json")
-    summary["computing"] = {**job.computing.as_json(), "allocator": device.allocator()}
+    summary["computing"] = {**job.computing.as_json(), "allocator": device.allocator(), "used": progress.used}
     summary["teacher_cache"] = teacher_cache.report(job, cache)
     if job.starts:
         students = dict(each_start(vars(job.spec)))
@@ -126,6 +126,8 @@ def _continue_as_begun(job: PreparedJob, workspace: Workspace, progress: Progres
     for warning in progress.warnings:
         workspace.warn(warning)
     if changed:
+        ended = [stage.name for trial in job.trials if trial.name in progress.finished for stage in trial.stages]
+        progress.used = {name: progress.used[name] for name in progress.used if name in [*ended, *progress.prepared]}
         text = f"the job continues {changed}, because that is all it may use here: its sums are rounded differently"
         hint = "submit the job again for figures of one kind"
         workspace.warn(WarningItem("bits_not_repeatable", "/training", text, hint))
@@ -199,7 +201,7 @@ def _train_stages(setup: TrialSetup, workspace: Workspace, progress: Progress, m
     trial, job = setup.trial, setup.job
     for number, stage in enumerate(trial.stages):
         watch, clock = Watch(stage, meter, workspace, progress), progress.cost.stage(stage.name)
-        after_step = clock.around(watch.after_step)
+        after_step = clock.around(_noting(setup, stage.name, progress, watch.after_step))
         observer = Observer(watch.metric, after_step, clock.before_evaluation, watch.evaluated)
         training = setup.training(number, observer)
         if stage is trial.stages[-1]:
@@ -209,6 +211,7 @@ def _train_stages(setup: TrialSetup, workspace: Workspace, progress: Progress, m
             continue
         if progress.training is not None:
             training.restore(progress.training)
+        levers.begin(training, setup.teacher)
         outcomes = training.run()
         if stage is trial.stages[-1]:
             _compare_statistics(trial, training, outcomes, workspace)
@@ -217,6 +220,21 @@ def _train_stages(setup: TrialSetup, workspace: Workspace, progress: Progress, m
         else:
             progress.prepared[stage.name] = training.learned()
         watch.save_or_warn(training, None)
+
+
+def _noting(
+    setup: TrialSetup, stage: str, progress: Progress, after_step: Callable[[StageTraining], None]
+) -> Callable[[StageTraining], None]:
+    """Return `after_step`, before which the levers of the first step are noted. A resumed stage keeps those of its
+    begin: the report of a job that was stopped is that of one that was not."""
+
+    def noting(training: StageTraining) -> None:
+        if stage not in progress.used:
+            progress.used[stage] = levers.used(setup.job, setup.trial, training, setup.teacher)
+            log.info("%s: %s", stage, levers.in_words(progress.used[stage]))
+        after_step(training)
+
+    return noting
 
 
 def _forget_starts(job: PreparedJob, progress: Progress) -> None:

@@ -135,6 +135,8 @@ class CachedTeacher:
         self.keep, self.max_bytes, self.setting, self.warn = keep, max_bytes, setting, warn
         self.figures = Figures()
         self.needs = NOTHING
+        self._off = "" if keep else "training.teacher_cache is 'off'"
+        self._unfit = ""
         self._coming: Coming | None = None
         self._layout: Layout | None = None
         self._threads: int | None = None
@@ -152,7 +154,7 @@ class CachedTeacher:
 
     def show(self, needs: Needs) -> None:
         self.close()
-        self.needs, self._coming, self._is_tried, self._layout = needs, None, False, None
+        self.needs, self._coming, self._is_tried, self._layout, self._unfit = needs, None, False, None, ""
         self.teacher.show(needs)
 
     def combined(self, logits_kNK: Sequence[Tensor]) -> Tensor:
@@ -186,6 +188,11 @@ class CachedTeacher:
         self._release()
         self._epoch = None
 
+    @property
+    def why_unused(self) -> str:
+        """Return why nothing is kept of the views of this stage; "" if they are."""
+        return self._unfit or self._off
+
     def report(self) -> dict[str, Any]:
         """Return what the report says of the cache. `used` is False if it was off from the start, or could neither be
         read nor written."""
@@ -211,6 +218,7 @@ class CachedTeacher:
                 reason = found if isinstance(found, str) else None
                 self._layout = None if isinstance(found, str) else found
             if reason is not None:
+                self._unfit = reason
                 self.figures.note(f"not used: {reason}")
         return self._layout
 
@@ -415,7 +423,7 @@ class CachedTeacher:
 
     def _end(self, text: str, hint: str = "see that the folder of the cache can be written") -> None:
         """Keep nothing more in this job, with a warning."""
-        self.keep = False
+        self.keep, self._off = False, text
         self.figures.note(text)
         text += "; the teacher computes them again instead, and the student stays the same, bit for bit"
         self.warn(WarningItem("teacher_cache_off", "/training/teacher_cache", text, hint))

@@ -87,6 +87,7 @@ def conv_norm(
     """Return activation(norm(conv(maps)) + shortcut); what is None is left out."""
     folded = _folded(conv, norm, activation) if FOLDED in vars(conv) and maps_NCHW.device.type == "cpu" else None
     if folded is not None and not _learns(maps_NCHW, conv) and not _tapped(conv, norm, activation):
+        _ran_as(FOLDED, conv)
         return folded(maps_NCHW, shortcut, activation)
     maps = _convolved(conv, maps_NCHW)
     if norm is not None:
@@ -103,6 +104,8 @@ def norm_act(
     if norm.training and type(norm) is nn.BatchNorm2d and not _tapped(norm, activation):
         relu = type(activation) is nn.ReLU
         maps = kernels.norm_relu(norm, maps_NCHW, shortcut, relu=relu)
+        if maps is not None:
+            _ran_as(FUSED, norm)
         if maps is not None and relu:
             return maps
     if maps is None:
@@ -233,9 +236,29 @@ def _tapped(*modules: nn.Module | None) -> bool:
     )
 
 
+FUSED = "fused"
 FOLDED = "folded"
 """The attribute of modules in which `fold` keeps its state. It is no parameter and no buffer: the network's state, so
 its checkpoints and exports, stays that of its own layers."""
+_RAN = "ran"
+"""The attribute of modules with the forms, FUSED or FOLDED, in which they have run since `forget_forms`."""
+
+
+def _ran_as(form: str, module: nn.Module) -> None:
+    vars(module).setdefault(_RAN, set()).add(form)
+
+
+def ran_as(form: str, modules: Iterable[nn.Module]) -> int:
+    """Return how many of the modules have run in a form since `forget_forms`."""
+    return sum(form in vars(module).get(_RAN, ()) for module in modules)
+
+
+def forget_forms(network: nn.Module) -> None:
+    """Let `ran_as` count what runs from now on."""
+    for module in network.modules():
+        vars(module).pop(_RAN, None)
+
+
 _ATTRIBUTES: dict[type[nn.Module], tuple[str, list[float], str | None]] = {
     nn.ReLU: ("leaky_relu", [1e-30], None),
     nn.Hardswish: ("hardswish", [], None),
