@@ -238,8 +238,6 @@ def _ours(me: Contestant, turns: Turns) -> None:
     if me.fill_steps:
         with suppress(Stopped):
             run_job(me, "fill", lambda training, workspace: _stop_at(me.fill_steps, training, workspace))
-    stored = sum(path.stat().st_size for path in (Path(me.folder) / "cache").glob("*-teacher/*"))
-    view_bytes = stored / (me.fill_steps * me.arena.batch) if stored else None
     last_epoch = 0
 
     first_step = ExitStack()
@@ -254,7 +252,7 @@ def _ours(me: Contestant, turns: Turns) -> None:
             turns.ready(
                 check=write_first_step(training, Path(me.folder)),
                 precision="bf16" if training.scheme.models["student"].bf16 else "fp32",
-                view_bytes=view_bytes,
+                view_bytes=view_bytes(training),
                 **_facts(),
             )
         else:
@@ -265,11 +263,22 @@ def _ours(me: Contestant, turns: Turns) -> None:
 
 def looked_up(training: Any) -> tuple[int, int]:
     """Return the hits and misses of the teacher's cache so far; zeros without one."""
+    cached = _cached(training)
+    return (0, 0) if cached is None else (cached.figures.hits, cached.figures.misses)
+
+
+def view_bytes(training: Any) -> int | None:
+    """Return what one view takes in the teacher's cache, with its key; None if none is kept."""
+    cached = _cached(training)
+    return None if cached is None or cached.why_unused else 8 + cached._layout.size
+
+
+def _cached(training: Any) -> Any:
+    """Return the cache behind a stage's teacher; None without one."""
     teacher = getattr(training.scheme, "teacher", None)
     while teacher is not None and not hasattr(teacher, "figures"):
         teacher = getattr(teacher, "teacher", None)
-    found = getattr(teacher, "figures", None)
-    return (0, 0) if found is None else (found.hits, found.misses)
+    return teacher
 
 
 def _stop_at(step: int, training: Any, workspace: Any) -> None:
@@ -279,7 +288,7 @@ def _stop_at(step: int, training: Any, workspace: Any) -> None:
 def run_job(me: Contestant, name: str, after_step: Callable[[Any, Any], None]) -> None:
     """Run the contestant's job as the engine does, and call `after_step` after each of its steps, with the stage's
     training and the workspace."""
-    from kdcore import device, prepare, run
+    from kdcore import device, kernels, prepare, run
     from kdcore.checkpoint import Watch
     from kdcore.protocol import Lines
     from kdcore.spec import parse
@@ -295,7 +304,10 @@ def run_job(me: Contestant, name: str, after_step: Callable[[Any, Any], None]) -
     choose = device.begin
 
     def chosen(*arguments: Any, **options: Any) -> Any:
-        return replace(choose(*arguments, **options), **me.computing)
+        computing = replace(choose(*arguments, **options), **me.computing)
+        if not computing.kernels:
+            kernels.disable()  # What was chosen has enabled them in this process.
+        return computing
 
     with lines.open("w") as stream, _replaced(run, "Watch", Gate), _replaced(device, "begin", chosen):
         run.run(parse(spec_of(me)), prepare.Workspace(out, {}, folder / "cache", Lines(stream)))
