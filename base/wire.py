@@ -408,6 +408,17 @@ class Int8Table(TypedDict):
     rows: list[Int8Row]
 
 
+class KeptLogits(TypedDict):
+    """Logits that are kept on the host for later jobs: of a teacher, or of another job's baseline, on test images, on
+    held-out ones, and on those of the teacher check. Of the last attempt."""
+
+    taken: int
+    """How many times they were there already."""
+    measured: int
+    notes: list[str]
+    """What could not be read, or is not kept, and why."""
+
+
 class Report(TypedDict):
     """The result of a job: the teacher, its student, and the same student trained without the teacher. `docs/report.md`
     has every field."""
@@ -434,6 +445,7 @@ class Report(TypedDict):
     teacher_cache: NotRequired[dict[str, Any] | None]
     """Of the last attempt: views of the teacher that were stored already (`hits`) or computed (`misses`), seconds of
     computing, bytes stored, and `notes` where something was not kept. Null without a teacher."""
+    kept_logits: NotRequired[KeptLogits]
     timings: NotRequired[Timings]
     computing: NotRequired[dict[str, Any]]
     """How the job computed: device, bf16, threads and why, the memory allocator, and what it was allowed to use where

@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +27,10 @@ from kdcore.classifier import Classifier, FrozenTeacher
 from kdcore.data import layouts
 from kdcore.device import Computing
 from kdcore.lesson import NOTHING, Needs, Scheme, Teacher
-from kdcore.measure import alarms, chance, evaluate, kept, levers, teacher_check
+from kdcore.measure import alarms, chance, evaluate, levers, teacher_check
 from kdcore.measure.alarms import Alarms
 from kdcore.measure.cost import TRAINING
+from kdcore.measure.kept import Kept
 from kdcore.objectives import Setting
 from kdcore.prepare import PreparedJob, Workspace, prepare, refuse_if_strict
 from kdcore.schemes.ensemble import NativeEnsemble
@@ -64,11 +64,12 @@ def run(spec: JobSpec, workspace: Workspace, resume: Path | None = None) -> dict
     progress.cost.count({**workspace.seconds, "preparing": time.monotonic() - started - workspace.seconds["data"]})
     if resumed is not None:
         _continue_as_begun(job, workspace, progress, changed)
-    elif job.teacher is not None:
+    keep = Kept(workspace.cache, workspace.room(), job.spec.dataset, job.data.facts, job.computing)
+    if resumed is None and job.teacher is not None:
         with progress.cost.during("teacher_check"):
-            teacher_check.check(spec, job, workspace)
+            teacher_check.check(spec, job, workspace, keep)
         refuse_if_strict(spec, workspace)
-        alarms.warn_if_saturated(job, workspace)
+        alarms.warn_if_saturated(job, workspace, keep)
     meter = Meter(job, workspace.lines)
     progress.cost.prepared(job.device, started)
 
@@ -81,13 +82,12 @@ def run(spec: JobSpec, workspace: Workspace, resume: Path | None = None) -> dict
 
     workspace.lines.phase("evaluating")
     results = ((trial, untrained(trial, job), progress.finished[trial.name]) for trial in job.trials)
-    keep = partial(kept.logits, workspace.cache, workspace.room())
     with progress.cost.during("evaluating"), progress.cost.measuring(len(job.data.test)):
-        summary = report.build_report(job, results, workspace.warn, meter.measuring, keep)
+        summary = report.build_report(job, results, workspace.warn, keep, meter.measuring)
     summary["seconds"] = round(progress.cost.seconds, 3)
     summary["cost"] = progress.cost.cost(job.computing.bf16).model_dump(mode="json")
     summary["computing"] = {**job.computing.as_json(), "allocator": device.allocator(), "used": progress.used}
-    summary["teacher_cache"] = teacher_cache.report(job, cache)
+    summary["teacher_cache"], summary["kept_logits"] = teacher_cache.report(job, cache), keep.report()
     if job.starts:
         students = dict(each_start(vars(job.spec)))
         summary["starts"] = {
