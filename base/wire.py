@@ -130,9 +130,11 @@ class Timings(TypedDict, total=False):
     """Reading the teacher and building the networks."""
     teacher_check: float
     caching: float
-    """Looking up and keeping the teacher's outputs, as far as that is no part of a step."""
+    """Looking up and keeping the teacher's outputs, within steps, too: reading and writing records, and cutting the
+    views of later batches that fill up a piece; not the teacher's own passes, but those in which it is tried. With
+    `overlap` only opening and closing, because the rest is done beside the student."""
     training: dict[str, float]
-    """By trial, without `held_out`."""
+    """By trial, without `held_out` and `caching`."""
     held_out: float
     """Measuring models on held-out images after each epoch, of all trials."""
     evaluating: float
@@ -443,8 +445,9 @@ class Report(TypedDict):
     cost: NotRequired[dict[str, Any]]
     """What was measured: seconds of a step by stage, seconds of an evaluated image, memory, device, precision."""
     teacher_cache: NotRequired[dict[str, Any] | None]
-    """Of the last attempt: views of the teacher that were stored already (`hits`) or computed (`misses`), seconds of
-    computing, bytes stored, and `notes` where something was not kept. Null without a teacher."""
+    """Of the last attempt: views of the teacher that were stored already (`hits`) or computed (`misses`); of these,
+    those that were `stored` and `not_kept`; seconds of computing, bytes of the entry, and in `notes` why something was
+    not kept. Null without a teacher."""
     kept_logits: NotRequired[KeptLogits]
     timings: NotRequired[Timings]
     computing: NotRequired[dict[str, Any]]

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -110,13 +111,16 @@ def run(spec: JobSpec, workspace: Workspace, resume: Path | None = None) -> dict
 @contextmanager
 def _cached(job: PreparedJob, workspace: Workspace, progress: Progress) -> Iterator[CachedTeacher | None]:
     """Yield the cache in front of the job's teacher; None if it has none."""
-    with progress.cost.during("caching"):
-        cache = teacher_cache.in_front(job, workspace)
+    cost = progress.cost
+    # A teacher that runs ahead is beside the student's step: its look-ups are no part of the seconds of the job.
+    spent = (lambda _: None) if job.computing.overlap else partial(cost.move, activity="caching")
+    with cost.during("caching"):
+        cache = teacher_cache.in_front(job, workspace, spent)
     try:
         yield cache
     finally:
         if cache is not None:
-            with progress.cost.during("caching"):
+            with cost.during("caching"):
                 cache.close()
 
 

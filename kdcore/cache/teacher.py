@@ -104,6 +104,8 @@ class Figures:
     seconds: float = 0.0
     """Of the teacher's forward passes."""
     stored: int = 0
+    not_kept: int = 0
+    """Views that were computed while the cache was on, and not stored: `notes` say why."""
     bytes: int = 0
     """Of the entries used, with what other jobs have stored in them."""
     notes: list[str] = field(default_factory=list)
@@ -117,8 +119,9 @@ class Figures:
 class CachedTeacher:
     """A teacher in front of another. `keep` is False if nothing is to be kept: the bits are the same.
 
-    `setting` is the name of what sets `max_bytes`. `follow` says what is shown next; until then, views are passed on to
-    the other teacher as they are.
+    `setting` is the name of what sets `max_bytes`. `spent` gets the seconds of each call without the teacher's own: of
+    looking up and keeping. `follow` says what is shown next; until then, views are passed on to the other teacher as
+    they are.
     """
 
     def __init__(
@@ -130,7 +133,9 @@ class CachedTeacher:
         max_bytes: int = TEACHER_MAX_BYTES,
         warn: Callable[[WarningItem], None] = lambda _: None,
         setting: str = SETTING,
+        spent: Callable[[float], None] = lambda _: None,
     ) -> None:
+        self.spent = spent
         self.teacher, self.decides, self.folder = teacher, decides, folder
         self.keep, self.max_bytes, self.setting, self.warn = keep, max_bytes, setting, warn
         self.figures = Figures()
@@ -164,6 +169,12 @@ class CachedTeacher:
         return self.teacher.soft_targets(logits_kNK, temperature)
 
     def __call__(self, batch: Batch) -> View:
+        began, of_teacher = time.monotonic(), self.figures.seconds
+        view = self._view(batch)
+        self.spent(time.monotonic() - began - (self.figures.seconds - of_teacher))
+        return view
+
+    def _view(self, batch: Batch) -> View:
         layout = self._layout_for(batch)
         if layout is None:
             return self._timed(batch)
@@ -199,7 +210,7 @@ class CachedTeacher:
         figures = self.figures
         return {
             "used": figures.hits + figures.stored > 0 or (self.keep and figures.misses > 0),
-            **{name: getattr(figures, name) for name in ("hits", "misses", "compared", "stored", "bytes")},
+            **{name: getattr(figures, name) for name in ("hits", "misses", "compared", "stored", "not_kept", "bytes")},
             "seconds": round(figures.seconds, 3),
             "notes": list(figures.notes),
         }
@@ -391,12 +402,23 @@ class CachedTeacher:
         if self._store is None or not self.keep:
             return
         if self._threads not in (None, torch.get_num_threads()):
-            return  # The job has changed its threads, and the key has those of its begin.
+            # The key has those of its begin.
+            self._drop(len(keys), "not stored since the number of threads changed: other numbers give other bits here")
+            return
         records, exact = layout.encoded(values)
+        if not exact.all():
+            self._drop(
+                int((~exact).sum()),
+                "not stored: views with numbers that bfloat16 cannot hold, where those that were tried had none",
+            )
         try:
             self._store.add(keys[exact], records[exact])
         except OSError as error:
             self._end_storing(error)
+
+    def _drop(self, views: int, why: str) -> None:
+        self.figures.not_kept += views
+        self.figures.note(why)
 
     def _flush(self) -> None:
         if self._store is None:
@@ -414,6 +436,7 @@ class CachedTeacher:
         if self._store is not None:
             self._store.refresh()
             self.figures.stored += self._store.written
+            self.figures.not_kept += self._store.dropped
             self.figures.bytes += self._store.total_bytes
             self._store.close()
             self._store = None
@@ -432,8 +455,10 @@ class CachedTeacher:
 # The job's own
 
 
-def in_front(job: PreparedJob, workspace: Workspace) -> CachedTeacher | None:
-    """Return the cache in front of a job's teacher; None if there is nothing to keep."""
+def in_front(
+    job: PreparedJob, workspace: Workspace, spent: Callable[[float], None] = lambda _: None
+) -> CachedTeacher | None:
+    """Return the cache in front of a job's teacher; None if there is nothing to keep. `spent`: see CachedTeacher."""
     if job.teacher is None or job.stored is not None or not job.computing.pieces:
         return None
     max_bytes, setting = workspace.teacher_cache_max_bytes, SETTING
@@ -447,6 +472,7 @@ def in_front(job: PreparedJob, workspace: Workspace) -> CachedTeacher | None:
         max_bytes=max_bytes,
         warn=workspace.warn,
         setting=setting,
+        spent=spent,
     )
 
 
