@@ -1,4 +1,5 @@
-"""The cores of this host: those that this process may use, and those that other processes use at the moment."""
+"""The cores of this host: those that this process may use, those that other processes use at the moment, and what they
+can do."""
 
 import os
 import time
@@ -18,7 +19,18 @@ LOOKS = 10
 """Looks that a load must outlast to count: a burst, as of a program's start, is no neighbour."""
 BUSY = 0.5
 """Cores in use by others from which one core less counts as free."""
+CPUS = Path("/proc/cpuinfo")
 _ROOT = Path("/")
+
+
+def flags() -> set[str]:
+    """Return the names of what the CPU can do, as Linux has them. Empty where the system does not tell."""
+    try:
+        text = CPUS.read_text()
+    except OSError:
+        return set()
+    lines = (line.partition(":") for line in text.splitlines())
+    return next((set(value.split()) for name, _, value in lines if name.strip() in ("flags", "Features")), set())
 
 
 def cores(root: Path = _ROOT) -> int:

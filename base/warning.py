@@ -41,6 +41,7 @@ CODES: dict[str, When] = {
     "weights_partly_loaded": "submit",
     "image_size_differs": "submit",
     "budget_short": "submit",
+    "student_small": "submit",
     "memory_short": "submit",
     "int8_not_exported": "submit",
     "baseline_found": "submit",

@@ -92,17 +92,17 @@ def cifar100(images: int, epochs: int) -> Budget:
 
 
 def flowers(student: str, epochs: int = 10) -> Budget:
-    recipe = {"epochs": epochs, "batch_size": 32, "schedule": "cosine", "precision": "bf16"}
+    recipe = {"epochs": epochs, "batch_size": 32, "schedule": "cosine", "precision": "bf16", "batch_norm": "views"}
     spec = {"dataset": {"source": "blob:flowers", "image_size": 64}, "student": student, "training": recipe}
     inputs = ("blob:flowers", "model:flowers-teacher")
     return Budget(f"flowers x {epochs}, {student.rpartition('/')[2]}", spec, inputs, {"checkpoint": inputs[1]})
 
 
-def digits(epochs: int = 10) -> Budget:
-    """Return the demo's budget. Its teacher is trained first."""
+def digits(epochs: int = 10, student: str = "convnet4") -> Budget:
+    """Return the demo's budget, for a student of any size. Its teacher is trained first."""
     wanted = {name: value for name, value in DIGITS_TEACHER.items() if name != "name"}
-    spec = {"dataset": "digits", "student": "convnet4", "training": {"epochs": epochs}}
-    name = f"digits x {epochs}"
+    spec = {"dataset": "digits", "student": student, "training": {"epochs": epochs}}
+    name = f"digits x {epochs}" + (f", {student}" if student != "convnet4" else "")
     teacher = Run(name, "teacher", 0, wanted)
     return Budget(name, spec, ("model:digits-teacher",), {"checkpoint": "model:digits-teacher"}, teacher)
 
@@ -123,6 +123,8 @@ BUDGETS = {
     "digits-2": digits(2),
     "digits-5": digits(5),
     "digits": digits(),
+    "digits-convnet8": digits(student="convnet8"),
+    "digits-convnet16": digits(student="convnet16"),
 }
 
 

@@ -305,8 +305,10 @@ def run_job(me: Contestant, name: str, after_step: Callable[[Any, Any], None]) -
 
     def chosen(*arguments: Any, **options: Any) -> Any:
         computing = replace(choose(*arguments, **options), **me.computing)
-        if not computing.kernels:
-            kernels.disable()  # What was chosen has enabled them in this process.
+        if computing.kernels:
+            kernels.enable(folder / "cache", computing.convolutions)
+        else:
+            kernels.disable()
         return computing
 
     with lines.open("w") as stream, _replaced(run, "Watch", Gate), _replaced(device, "begin", chosen):

@@ -712,7 +712,8 @@ def mobile_field(of: Arena, folder: Path, options: argparse.Namespace) -> Field:
 LEVERS: dict[str, Json] = {
     "precision fp32": {"training": {"precision": "fp32"}},
     "kernels eager": {"training": {"kernels": "eager"}},
-    "unfused norms": {"computing": {"kernels": False}},
+    "unfused norms": {"computing": {"kernels": False, "convolutions": False}},
+    "oneDNN's convolutions": {"computing": {"convolutions": False}},
     "unfolded teacher": {"computing": {"folded": False}},
     "overlap on": {"training": {"overlap": True}},
     "cache off": {"training": {"teacher_cache": "off"}},

@@ -14,7 +14,6 @@ from kdcore import kernels
 from kdcore.models.layers import can_fold
 from kdcore.spec import Training
 
-CPUS = Path("/proc/cpuinfo")
 BF16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}
 """Of CPUs that multiply bfloat16 numbers natively: two of x86, the last one of ARM."""
 WINDOW_S = 3.0
@@ -36,6 +35,8 @@ class Computing:
     """Of the CPU, for one operation."""
     kernels: bool = False
     """Batch norms of learners are fused with what follows them."""
+    convolutions: bool = False
+    """3 × 3 convolutions in bfloat16 are our own, where these apply, not oneDNN's."""
     folded: bool = False
     """Batch norms of the frozen teacher are folded into its convolutions."""
     step: Literal["eager", "graph"] = "eager"
@@ -87,13 +88,7 @@ def bf16(training: Training, device: torch.device) -> bool:
 def cpu_has_bf16() -> bool:
     """Return True if this CPU multiplies bfloat16 numbers natively, and PyTorch's library for networks is there to use
     it. False where the system does not tell: emulated, bfloat16 is slower than float32."""
-    try:
-        text = CPUS.read_text()
-    except OSError:
-        return False
-    lines = (line.partition(":") for line in text.splitlines())
-    flags = next((set(value.split()) for name, _, value in lines if name.strip() in ("flags", "Features")), set())
-    return bool(flags & BF16_FLAGS) and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    return bool(cores.flags() & BF16_FLAGS) and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
 
 
 def choose_threads(of_spec: int | None = None) -> tuple[int, str]:
@@ -165,12 +160,14 @@ def begin(training: Training, cache: Path | None, threads: tuple[int, str] | Non
         )
     number, why = threads or choose_threads(training.threads)
     own = device.type == "cpu" and training.kernels == "auto"
-    support, in_bf16 = _kernels(cache if own else None), bf16(training, device)
+    in_bf16 = bf16(training, device)
+    support = _kernels(cache if own else None, in_bf16)
     return Computing(
         device="cuda" if device.type == "cuda" else "cpu",
         bf16=in_bf16,
         threads=number,
         kernels=support.enabled,
+        convolutions=support.convolutions,
         folded=own and can_fold(in_bf16),
         step=training.step,
         overlap=training.overlap and device.type == "cpu",
@@ -180,10 +177,10 @@ def begin(training: Training, cache: Path | None, threads: tuple[int, str] | Non
     )
 
 
-def _kernels(cache: Path | None) -> kernels.Support:
-    """Enable the fused kernels in this process, or disable them."""
+def _kernels(cache: Path | None, convolutions: bool) -> kernels.Support:
+    """Enable the fused kernels in this process, with the convolutions or without them, or disable them."""
     if cache is not None:
-        return kernels.enable(cache)
+        return kernels.enable(cache, convolutions)
     kernels.disable()
     return kernels.Support(False, "")
 
@@ -196,7 +193,8 @@ def resume(begun: Computing | None, training: Training, cache: Path) -> tuple[Co
     on a CPU only when asked.
     """
     device = choose(training)
-    support = _kernels(cache if begun is not None and begun.kernels and device.type == "cpu" else None)
+    own = begun is not None and begun.kernels and device.type == "cpu"
+    support = _kernels(cache if own else None, begun is not None and begun.convolutions)
     if begun is None:
         kind: Literal["cpu", "cuda"] = "cuda" if device.type == "cuda" else "cpu"
         asked = training.precision == "bf16" or (kind == "cuda" and bf16(training, device))
@@ -210,6 +208,8 @@ def resume(begun: Computing | None, training: Training, cache: Path) -> tuple[Co
         changes["threads"] = f"with {threads} instead of {begun.threads} threads"
     if begun.kernels and not support.enabled and device.type == begun.device:
         changes["kernels"] = f"without the fused kernels ({support.note})"
+    elif begun.convolutions and not support.convolutions and device.type == begun.device:
+        changes["convolutions"] = "with other 3 × 3 convolutions"
     folded = begun.folded and device.type == "cpu" and can_fold(begun.bf16)
     if begun.folded and not folded and device.type == begun.device:
         changes["folded"] = "with a teacher that is not folded"
@@ -218,6 +218,7 @@ def resume(begun: Computing | None, training: Training, cache: Path) -> tuple[Co
         device="cuda" if device.type == "cuda" else "cpu",
         threads=threads,
         kernels=support.enabled,
+        convolutions=support.convolutions,
         folded=folded,
         # Graphs are for GPUs, a teacher that runs ahead is for CPUs; the job may have moved.
         step=begun.step if device.type == "cuda" else "eager",

@@ -1,14 +1,18 @@
 """A folded teacher gives an image the same bits in any place of a batch, beside any others, with any number of threads.
 
 The cache of teachers' outputs relies on it: it computes missing rows in pieces of one size. All networks by name, and
-kinds of torchvision's, in both precisions, at their logits and at all taps of the catalogue.
+kinds of torchvision's, in both precisions and with our own convolutions, at their logits and at all taps of the
+catalogue.
 """
+
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from kdcore import models
+from kdcore import kernels, models
 from kdcore.catalog.architectures import FIELD, architecture
 from kdcore.models.layers import fold
 from kdcore.taps import Taps
@@ -19,7 +23,18 @@ TORCHVISION += ["densenet121", "efficientnet_b0", "mnasnet0_5", "regnet_y_400mf"
 NAMES = [*FIELD, *(f"torchvision/{name}" for name in TORCHVISION)]
 
 
-@pytest.mark.parametrize("bf16", [True, False])
+@pytest.fixture(params=["bf16", "fp32", "own"])
+def bf16(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[bool]:
+    """Whether networks compute in bfloat16; of "own", with our own convolutions."""
+    if request.param == "own":
+        folder: Path = tmp_path_factory.getbasetemp() / "kernels"
+        support = kernels.enable(folder)
+        if not support.convolutions:
+            pytest.skip(f"no convolutions here: {support.note}")
+    yield request.param != "fp32"
+    kernels.disable()
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_fold_a_row_has_the_same_bits_in_any_place_beside_any_others(name: str, bf16: bool):
     torch.manual_seed(0)

@@ -46,7 +46,9 @@ def decides(job: PreparedJob, workspace: Workspace) -> dict[str, Any]:
         ],
         "unlabelled": pool,
         "augmentation": None if augmentation is None else augmentation.model_dump(mode="json"),
-        "computing": {"bf16": computing.bf16, "folded": computing.folded},
+        # Without what is not used, so that entries of earlier versions are found.
+        "computing": {"bf16": computing.bf16, "folded": computing.folded}
+        | ({"convolutions": True} if computing.convolutions else {}),
         # A program has threads of its own from its opening on: the trial on one thread does not reach them.
         "threads": computing.threads if any(isinstance(one.network, Program) for one in members) else None,
         "versions": [torch.__version__, *map(_version, ("torchvision", "timm", "onnxruntime", "pillow"))],

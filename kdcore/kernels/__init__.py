@@ -1,8 +1,11 @@
-"""Batch norm in train mode, the addition of a shortcut, and ReLU, in two passes of native code instead of six.
+"""Native code for the layers that take most of a step, in the place of PyTorch's operators.
 
-`enable` compiles or loads `norm_relu.cpp` for this process; until then, and wherever it does not apply, `norm_relu`
-returns None, and the caller computes with PyTorch's operators, which are also the reference in tests. The answers agree
-up to rounding: in bfloat16 this one rounds once, where three operators round three times.
+`norm_relu`: batch norm in train mode, the addition of a shortcut, and ReLU, in two passes instead of six. `conv3x3`:
+3 × 3 convolutions in bfloat16 (`convolution.py`), on CPUs that multiply it by AVX512_BF16.
+
+`enable` compiles or loads the library for this process; until then, and wherever a kernel does not apply, these
+functions return None, and the caller computes with PyTorch's operators, which are also the reference in tests. The
+answers agree up to rounding: in bfloat16 ours round once what several operators round several times.
 """
 
 from __future__ import annotations
@@ -20,10 +23,14 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from kdcore.kernels import convolution
+from kdcore.kernels.convolution import Packed
+
 BLOCKS = 64
 """Parts of a reduction, as in the source: it needs room for two numbers of each part and channel."""
 
 _library: ctypes.CDLL | None = None
+_convolves = False
 # Not a plain variable: a teacher's thread must not switch the student's kernels off.
 _paused: ContextVar[bool] = ContextVar("kernels_paused", default=False)
 
@@ -34,14 +41,17 @@ class Support:
 
     enabled: bool
     note: str
+    convolutions: bool = False
+    """The convolutions are among them."""
 
 
-def enable(cache: Path) -> Support:
-    """Use the kernels from now on, if they can be had here; `cache` keeps what must be compiled.
+def enable(cache: Path, convolutions: bool = True) -> Support:
+    """Use the kernels from now on, if they can be had here; `cache` keeps what must be compiled. `convolutions`: those
+    as well, where the CPU has what they need.
 
     They are compared with PyTorch first: a library that computes something else is not used.
     """
-    global _library  # noqa: PLW0603 # one library for a process, as its OpenMP threads
+    global _library, _convolves  # noqa: PLW0603 # one library for a process, as its OpenMP threads
     # It imports the reading of data, which networks do not need.
     from kdcore.kernels import building
 
@@ -50,22 +60,29 @@ def enable(cache: Path) -> Support:
         _library = building.load(cache)
     except building.NotBuilt as error:
         return Support(False, f"eager: {error}")
+    _convolves = convolutions and building.has_convolutions(_library)
     if (fault := _fault()) is not None:
         disable()
-        return Support(False, f"eager: the compiled batch norm is wrong: {fault}")
+        return Support(False, f"eager: the compiled {fault}")
     threads = "with torch's threads" if building.openmp_of_torch() else "on one thread: torch's OpenMP was not found"
-    return Support(True, f"fused batch norm for {building.capability()}, {threads}")
+    what = "fused batch norm and 3 × 3 convolutions" if _convolves else "fused batch norm"
+    return Support(True, f"{what} for {building.kind()}, {threads}", _convolves)
 
 
 def disable() -> None:
     """Compute with PyTorch's operators from now on."""
-    global _library  # noqa: PLW0603
-    _library = None
+    global _library, _convolves
+    _library, _convolves = None, False
 
 
 def enabled() -> bool:
     """Return True if this thread computes with the kernels now."""
     return _library is not None and not _paused.get()
+
+
+def convolves() -> bool:
+    """Return True if this thread computes 3 × 3 convolutions with the kernels now."""
+    return _convolves and enabled()
 
 
 @contextmanager
@@ -76,6 +93,27 @@ def paused() -> Iterator[None]:
         yield
     finally:
         _paused.reset(token)
+
+
+def conv3x3(conv: nn.Module, maps: Tensor) -> Tensor | None:
+    """Return conv(maps) as autocast to bfloat16 computes it, or None where the caller has to compute it: not enabled or
+    paused, no such autocast, or a convolution or maps that the kernels are not for. Shapes: N × C × H × W.
+
+    Gradients can be taken once. The weights must be float32.
+    """
+    if not convolves() or not convolution.applies(conv, maps):
+        return None
+    assert _library is not None and isinstance(conv, nn.Conv2d)
+    return convolution.convolved(_library, conv, maps)
+
+
+def packed3x3(conv: nn.Conv2d, weight: Tensor) -> Packed | None:
+    """Return the convolution with weights that do not change any more (float32, of the shape of `conv.weight`), for
+    maps without gradients; None where the caller has to compute it."""
+    if not convolves() or not convolution.is_covered(conv):
+        return None
+    assert _library is not None
+    return Packed.of(_library, weight, conv.stride[0])
 
 
 def norm_relu(norm: nn.BatchNorm2d, maps: Tensor, shortcut: Tensor | None = None, relu: bool = True) -> Tensor | None:
@@ -189,7 +227,8 @@ def _address(tensor: Tensor | None) -> int | None:
 
 
 def _fault() -> str | None:
-    """Compare the library with PyTorch in double precision on small tensors that reach every group of channels."""
+    """Compare the library with PyTorch in double precision on small tensors that reach every group of channels. Returns
+    what is wrong."""
     threads = torch.get_num_threads()
     # On a busy machine, threads that wait for each other would make a second of these milliseconds.
     torch.set_num_threads(1)
@@ -198,7 +237,10 @@ def _fault() -> str | None:
             for channels in (3, 5, 93):
                 worst = worst_error(channels, dtype)
                 if not worst <= allowed:  # also for a NaN
-                    return f"{dtype} differs by {worst:g} at {channels} channels"
+                    return f"batch norm is wrong: {dtype} differs by {worst:g} at {channels} channels"
+        if _convolves:
+            assert _library is not None
+            return convolution.fault(_library)
     finally:
         torch.set_num_threads(threads)
     return None

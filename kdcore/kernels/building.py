@@ -1,7 +1,7 @@
-"""From `norm_relu.cpp` to a loaded library: the compiler, the cache, the threads of torch.
+"""From the C++ files of this folder to a loaded library: the compiler, the cache, the threads of torch.
 
-The library needs no header of torch and no OpenMP of its own. It is compiled once for a source, a torch version and a
-kind of CPU, into an entry of the cache as data sets have them (`base/data_cache.py`), or before, into `BUILT`.
+The library needs no header of torch and no OpenMP of its own. It is compiled once for its sources, a torch version and
+a kind of CPU, into an entry of the cache as data sets have them (`base/data_cache.py`), or before, into `BUILT`.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from pathlib import Path
 
 import torch
 
+from base import cores
 from base.data_cache import lock_of
 from base.errors import StorageFull
 from base.files import sha256_of, sync, write_text
@@ -28,21 +29,24 @@ from kdcore.data.decoding import alone, filled
 
 log = logging.getLogger("kdcore")
 
-SOURCE = Path(__file__).with_name("norm_relu.cpp")
+SOURCES = sorted(Path(__file__).parent.glob("*.[ch]pp"))
+"""Of the one library, with the headers."""
 BUILT = Path(__file__).with_name("built")
 """Entries that were compiled at installation (`python -m kdcore.kernels`), for machines without a compiler."""
 COMPILERS = ("c++", "g++", "clang++")
 COMPILE_LIMIT_S = 120.0
-"""Two seconds of one core, on a busy machine many times that."""
+"""Some seconds of one core, on a busy machine many times that."""
 
 # Without contraction of a * b + c the bits do not depend on compiler and CPU.
 FLAGS = ("-std=c++17", "-O2", "-fPIC", "-shared", "-ffp-contract=off", "-w")
+_AVX512 = ("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mfma")
 FLAGS_OF_CPU = {
-    "AVX512": ("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mfma"),
+    "AVX512_BF16": (*_AVX512, "-mavx512bf16"),
+    "AVX512": _AVX512,
     "AVX2": ("-mavx2", "-mfma"),
 }
-"""By torch's own name of what the CPU can do. Any other one gets what its architecture always has."""
-LIBRARY, DIGEST = "norm_relu.so", "norm_relu.sha256"
+"""By the kind of CPU (`kind`). Any other one gets what its architecture always has."""
+LIBRARY, DIGEST = "kernels.so", "kernels.sha256"
 
 _OPENMP = re.compile(r"lib(gomp|iomp5|omp)\b.*\.so")
 
@@ -54,27 +58,29 @@ class NotBuilt(Exception):
 def load(cache: Path) -> ctypes.CDLL:
     """Return the library, compiled into `cache` if it is not there. Raises NotBuilt, with one line as the reason."""
     try:
-        return _opened(_library(cache, capability()))
+        return _opened(_library(cache, kind()))
     except StorageFull as error:
         raise NotBuilt(str(error)) from error
     except OSError as error:
         raise NotBuilt(f"the library cannot be used: {error}") from error
 
 
-def build(folder: Path, capabilities: Sequence[str]) -> list[Path]:
-    """Compile entries for several kinds of CPU, by torch's names. Returns their libraries. Raises NotBuilt."""
-    return [_made(folder / entry_of(name), name) for name in capabilities]
+def build(folder: Path, kinds: Sequence[str]) -> list[Path]:
+    """Compile entries for several kinds of CPU. Returns their libraries. Raises NotBuilt."""
+    return [_made(folder / entry_of(name), name) for name in kinds]
 
 
-def capability() -> str:
-    """Return torch's name of what this CPU can do."""
-    return torch.backends.cpu.get_cpu_capability()
+def kind() -> str:
+    """Return the kind of this CPU: torch's name of what it can do, and whether it multiplies bfloat16."""
+    name = torch.backends.cpu.get_cpu_capability()
+    return "AVX512_BF16" if name == "AVX512" and "avx512_bf16" in cores.flags() else name
 
 
 def entry_of(name: str) -> str:
     """Return the name of the entry for a kind of CPU: different bytes or flags have different names."""
     parts = [torch.__version__, platform.machine(), *_flags(name)]
-    return f"kernels-{hashlib.sha256(SOURCE.read_bytes() + repr(parts).encode()).hexdigest()[:32]}"
+    digest = hashlib.sha256(b"".join(one.read_bytes() for one in SOURCES) + repr(parts).encode()).hexdigest()
+    return f"kernels-{digest[:32]}"
 
 
 def _flags(name: str) -> tuple[str, ...]:
@@ -111,10 +117,11 @@ def _compile(folder: Path, name: str) -> None:
         raise NotBuilt(f"no C++ compiler is installed ({', '.join(COMPILERS)})")
     # A name of this process: a compiler whose engine was killed may still write.
     output = folder / f"{os.getpid()}.so"
+    sources = [str(one) for one in SOURCES if one.suffix == ".cpp"]
     complaints = []
     for compiler in compilers:
         started = time.monotonic()
-        complaint = _run([compiler, *_flags(name), str(SOURCE), "-o", str(output)])
+        complaint = _run([compiler, *_flags(name), *sources, "-o", str(output)])
         if complaint is None and output.is_file():
             log.info("kernels: compiled for %s by %s in %.1f s", name, compiler, time.monotonic() - started)
             output.replace(folder / LIBRARY)
@@ -151,24 +158,48 @@ def _opened(path: Path) -> ctypes.CDLL:
     if owner not in {0, os.geteuid()}:
         raise NotBuilt(f"{path.name} in the cache belongs to another user ({owner})")
     library = ctypes.CDLL(str(path))
-    pointer, whole, real = ctypes.c_void_p, ctypes.c_long, ctypes.c_double
+    pointer, whole, real, number = ctypes.c_void_p, ctypes.c_long, ctypes.c_double, ctypes.c_int
     library.norm_relu_forward.restype = library.norm_relu_backward.restype = library.use_threads.restype = None
     library.norm_relu_forward.argtypes = [
-        *(ctypes.c_int, pointer, pointer, pointer, whole, whole),  # is_bfloat16, x, shortcut, y, rows, channels
+        *(number, pointer, pointer, pointer, whole, whole),  # is_bfloat16, x, shortcut, y, rows, channels
         *(pointer, pointer, real, pointer, pointer),  # weight, bias, epsilon, mean, inverse_std
-        *(pointer, pointer, real, ctypes.c_int, pointer, ctypes.c_int),  # running_…, momentum, relu, partial, threads
+        *(pointer, pointer, real, number, pointer, number),  # running_…, momentum, relu, partial, threads
     ]
     library.norm_relu_backward.argtypes = [
-        *(ctypes.c_int, pointer, pointer, pointer, whole, whole),  # is_bfloat16, x, y, grad_y, rows, channels
+        *(number, pointer, pointer, pointer, whole, whole),  # is_bfloat16, x, y, grad_y, rows, channels
         *(pointer, pointer, pointer, pointer, pointer),  # weight, mean, inverse_std, grad_x, grad_shortcut
-        *(pointer, pointer, pointer, ctypes.c_int),  # grad_weight, grad_bias, partial, threads
+        *(pointer, pointer, pointer, number),  # grad_weight, grad_bias, partial, threads
     ]
+    if has_convolutions(library):
+        library.conv3x3_packed.restype, library.conv3x3_packed.argtypes = whole, [whole, whole]
+        library.conv3x3_pack.restype = library.conv3x3_forward.restype = None
+        library.conv3x3_strided_gradient.restype = library.conv3x3_weight_gradient.restype = None
+        # weight, the channels of output and input, the weight's strides, turned, packed
+        library.conv3x3_pack.argtypes = [pointer, *[whole] * 6, number, pointer]
+        library.conv3x3_forward.argtypes = [
+            *(pointer, number, whole, whole, whole, whole),  # x, x_is_float, images, height, width, channels
+            *(whole, number, pointer, pointer, pointer, number),  # out_channels, stride, packed, bias, shortcut, relu
+            *(pointer, number),  # y, threads
+        ]
+        library.conv3x3_strided_gradient.argtypes = [
+            *(pointer, whole, whole, whole, whole, whole),  # grad_y, images, height, width, channels, out_channels
+            *(pointer, pointer, number),  # packed, grad_x, threads
+        ]
+        shape = [whole, whole, whole, whole, whole, number]  # images, height, width, channels, out_channels, stride
+        library.conv3x3_weight_room.restype, library.conv3x3_weight_room.argtypes = whole, [*shape, number]  # threads
+        # x, grad_y, grad_w, its shape, partial, threads
+        library.conv3x3_weight_gradient.argtypes = [pointer, pointer, pointer, *shape, pointer, number]
     if (openmp := openmp_of_torch()) is not None:
         runtime = ctypes.CDLL(openmp)
         library.use_threads.argtypes = [pointer, pointer, pointer]
         names = ("GOMP_parallel", "omp_get_thread_num", "omp_get_num_threads")
         library.use_threads(*(ctypes.cast(getattr(runtime, name), pointer) for name in names))
     return library
+
+
+def has_convolutions(library: ctypes.CDLL) -> bool:
+    """Return True if the library has the convolutions: it is for a CPU that multiplies bfloat16."""
+    return hasattr(library, "conv3x3_forward")
 
 
 def openmp_of_torch() -> str | None:

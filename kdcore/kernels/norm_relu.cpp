@@ -6,8 +6,6 @@
 // The same bits on every machine and for every number of threads: rows are cut into fixed blocks, which are merged in
 // order and in double precision; a lane is one channel, whatever the width of the machine's vectors; and the compiler
 // may not contract a * b + c (-ffp-contract=off).
-//
-// No header of torch, and no OpenMP of its own: `use_threads` receives the functions of the runtime that torch has loaded.
 
 #include <algorithm>
 #include <cmath>
@@ -16,6 +14,8 @@
 #ifdef __AVX512BW__
 #include <immintrin.h>
 #endif
+
+#include "threads.hpp"
 
 namespace {
 
@@ -139,22 +139,6 @@ inline void for_each_group(long channels, Body body) {
     } else {
         cover(c, Group<1, 1>{});
     }
-}
-
-using Parallel = void (*)(void (*)(void*), void*, unsigned, unsigned);
-using Number = int (*)();
-Parallel parallel = nullptr;
-Number thread_number = nullptr, number_of_threads = nullptr;
-
-// Call body(number of the thread, number of threads) in each thread.
-template <class Body>
-void in_threads(int threads, Body body) {
-    if (threads <= 1 || parallel == nullptr) {
-        body(0L, 1L);
-        return;
-    }
-    parallel([](void* of) { (*static_cast<Body*>(of))(long(thread_number()), long(number_of_threads())); }, &body,
-             unsigned(threads), 0);
 }
 
 // Call body(block, first row, rows) for each chunk of each block.

@@ -142,7 +142,10 @@ def key(
     decides = {
         "version": VERSION,
         "torch": [torch.__version__, torch.backends.cpu.get_cpu_capability()],
-        "computing": [computing.device, computing.threads, computing.folded, computing.folded and computing.bf16],
+        "computing": [
+            *(computing.device, computing.threads, computing.folded, computing.folded and computing.bf16),
+            *(["convolutions"] if computing.folded and computing.convolutions else []),
+        ],
         "network": [architecture, *(one.facts.digest for one in network.modules() if isinstance(one, Program))],
         "classes": [_listed(model.order), _listed(model.merged)],
         "normalization": [_listed(model.mean), _listed(model.std)],

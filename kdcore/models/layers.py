@@ -12,8 +12,8 @@ Networks compute their batch norms by `conv_norm` and `norm_act`, each in one of
 - eager: module after module. It is the reference, and the only form that calls norm and activation as modules, so it
   is taken wherever one of them has a hook: a tap sees the same in every form of a network.
 - fused, where batch norms are in train mode: norm, shortcut and ReLU by one kernel (`kdcore/kernels`);
-- folded, in a network that `fold` prepared, without gradients: norm, shortcut and activation within oneDNN's
-  convolution.
+- folded, in a network that `fold` prepared, without gradients: norm, shortcut and activation within the convolution,
+  which is oneDNN's or, of 3 × 3 in bfloat16, our own.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from kdcore import kernels
+from kdcore.kernels.convolution import Packed, rounded
 
 RELU = nn.ReLU()
 """The ReLU of a place that has no name in its network, so that it cannot be tapped."""
@@ -163,7 +164,11 @@ def join_sequences(network: nn.Module) -> None:
 
 
 def _convolved(conv: nn.Module, maps_NCHW: Tensor) -> Tensor:
-    """Return conv(maps); of a depthwise convolution in bfloat16, with the gradients of `_Depthwise`."""
+    """Return conv(maps): of 3 × 3 convolutions in bfloat16 by our own kernel, of depthwise ones with the gradients of
+    `_Depthwise`."""
+    own = kernels.conv3x3(conv, maps_NCHW)
+    if own is not None:
+        return own
     slow = (
         type(conv) is nn.Conv2d
         and conv.groups > 1
@@ -303,7 +308,7 @@ def can_fold(bf16: bool) -> bool:
     try:
         for groups, shortcut, activation in ((1, maps, RELU), (1, None, nn.Hardswish()), (16, maps, RELU)):
             layer, norm = nn.Conv2d(16, 16, 3, padding=1, groups=groups, bias=False), nn.BatchNorm2d(16).eval()
-            with torch.no_grad():
+            with torch.no_grad(), kernels.paused():
                 layer.weight.copy_(values[: layer.weight.numel()].view_as(layer.weight) / 8)
                 found = _Folded.of(layer, norm, activation, precision)(maps, shortcut, activation)
                 expected = norm(layer(maps.float()))
@@ -343,6 +348,8 @@ class _Folded:
     dilation: tuple[int, ...]
     groups: int
     activation: tuple[str, list[float], str | None]
+    own: Packed | None
+    """The weights for our own kernel, where it is used."""
 
     @classmethod
     def of(
@@ -360,17 +367,24 @@ class _Folded:
         assert not isinstance(conv.padding, str)
         places = conv.padding, conv.stride, conv.dilation, conv.groups
         weight = weight.to(precision).contiguous(memory_format=torch.channels_last)
+        own = kernels.packed3x3(conv, weight.float()) if precision == torch.bfloat16 else None
         weight = torch.ops.mkldnn._reorder_convolution_weight(weight, *places, None)
         attributes = ("none", [], None) if activation is None else _ATTRIBUTES[type(activation)]
-        return cls(weight, bias.float(), bias.to(precision), precision, *places, attributes)
+        return cls(weight, bias.float(), bias.to(precision), precision, *places, attributes, own)
 
     def __call__(self, maps_NCHW: Tensor, shortcut: Tensor | None, activation: nn.Module | None) -> Tensor:
-        maps = maps_NCHW.to(self.precision).contiguous(memory_format=torch.channels_last)
+        maps = maps_NCHW.contiguous(memory_format=torch.channels_last)
+        if shortcut is not None:
+            shortcut = shortcut.to(self.precision).contiguous(memory_format=torch.channels_last)
+        if self.own is not None and kernels.convolves() and self.own.fits(maps):
+            relu = type(activation) is nn.ReLU
+            sums = self.own(rounded(maps), self.bias, shortcut, relu)
+            return sums if relu or activation is None else activation(sums)
+        maps = maps.to(self.precision)
         places = self.padding, self.stride, self.dilation, self.groups
         run, (name, scalars, algorithm) = torch.ops.mkldnn._convolution_pointwise, self.activation
         if shortcut is None:
             return run(maps, self.weight, self.bias, *places, name, scalars, algorithm)
-        shortcut = shortcut.to(self.precision).contiguous(memory_format=torch.channels_last)
         if self.groups == 1:
             bias = self.bias_with_shortcut
             sums = run.binary(maps, shortcut, self.weight, bias, *places, "add", None, None, [], None)

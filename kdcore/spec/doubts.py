@@ -25,6 +25,8 @@ HELPED_SOONER = "dist, on large networks with nst beside it"
 """dist gained in every short training of `bench.budgets`, dist + nst most on CIFAR-100 (docs/measured.md). nst and
 attention alone harmed a small network there."""
 
+FOR_SMALL = "dist, or kd"
+
 LEAST_IMAGES = {"train": 10, "test": 5}
 """In each class. With fewer, one image more or less is a fifth of the class's accuracy."""
 SHARE_CUT = 0.1
@@ -298,6 +300,7 @@ def spec_warnings(spec: JobSpec, known: Known) -> list[WarningItem]:
         if pointer in known.starts and known.dataset is not None:
             warnings += start_warnings(student, known.starts[pointer], known.dataset, pointer)
     warnings += budget_warnings(spec, known)
+    warnings += _small_student_warnings(spec, known)
     warnings += _int8_warnings(spec)
     return warnings
 
@@ -353,6 +356,31 @@ def budget_warnings(spec: JobSpec, known: Known) -> Iterator[WarningItem]:
                 f"the first stage of {method.name} has {steps} steps; with so few it was measured to harm",
                 "give it more pretraining_epochs, or more epochs: the published training has 30 epochs of 240",
             )
+
+
+def _small_student_warnings(spec: JobSpec, known: Known) -> Iterator[WarningItem]:
+    """Yield a warning for each method that was measured to harm a student as small as this one, with its own weight."""
+    network = known.network(spec.students[0].architecture)
+    if network is None or known.dataset is None:
+        return
+    parameters = network.parameters(known.dataset.num_classes, known.dataset.channels)
+    single = len(spec.methods) == 1
+    for pointer, method in each_method(vars(spec)):
+        measured, usual = method.small_student, method.facts.beta
+        weight = method.weight or (spec.beta if single else None) or method.own_beta
+        if measured is None or parameters is None or usual is None or weight is None:
+            continue
+        # Another form of the method has another weight, and was not measured.
+        if parameters > measured.parameters or weight < usual or method.own_beta != usual:
+            continue
+        yield WarningItem(
+            "student_small",
+            pointer,
+            f"{method.name} was measured to harm students as small as this one: {measured.gain:+.1f} points with "
+            f"{measured.parameters:,} parameters; this one has {parameters:,}",
+            f"a smaller {'beta' if single else 'weight'} than {usual:g}, another method ({FOR_SMALL}), or a "
+            "larger student",
+        )
 
 
 def teacher_warnings(

@@ -46,9 +46,9 @@ def test_a_cpu_computes_in_bf16_when_asked_and_where_it_has_it(monkeypatch, prec
     ],
 )
 def test_cpu_has_bf16_by_the_flags_of_the_kernel(monkeypatch, tmp_path: Path, text, has):
-    monkeypatch.setattr(device, "CPUS", tmp_path / "cpuinfo")
+    monkeypatch.setattr(cores, "CPUS", tmp_path / "cpuinfo")
     if text is not None:
-        device.CPUS.write_text(text)
+        cores.CPUS.write_text(text)
     assert device.cpu_has_bf16() is has
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
     assert not device.cpu_has_bf16()
@@ -91,14 +91,16 @@ def test_choose_threads_keeps_to_a_number_that_is_set_and_to_what_is_free(
     assert device.threads_are_asked(Training(threads=asked)) is not any(word in why for word in ("share", "busy"))
 
 
-FUSED = kernels.Support(True, "fused here")
-BEGUN = Computing("cpu", True, 2, kernels=True, folded=True, why="its share of the cores", note=FUSED.note)
+FUSED = kernels.Support(True, "fused here", convolutions=True)
+BEGUN = Computing(
+    "cpu", True, 2, kernels=True, convolutions=True, folded=True, why="its share of the cores", note=FUSED.note
+)
 HERE = Path("cache")
 
 
 @pytest.fixture
 def fused(monkeypatch):
-    monkeypatch.setattr(kernels, "enable", lambda _: FUSED)
+    monkeypatch.setattr(kernels, "enable", lambda *_: FUSED)
 
 
 @pytest.mark.usefixtures("four_cores", "fused")
@@ -123,17 +125,35 @@ def test_resume_says_what_this_machine_does_not_have(monkeypatch):
 
 @pytest.mark.usefixtures("four_cores")
 def test_resume_says_that_the_fused_kernels_are_missing(monkeypatch):
-    monkeypatch.setattr(kernels, "enable", lambda _: kernels.Support(False, "eager: no compiler"))
+    monkeypatch.setattr(kernels, "enable", lambda *_: kernels.Support(False, "eager: no compiler"))
     here, changed = device.resume(BEGUN, Training(device="cpu"), HERE)
-    assert (here.kernels, here.folded, here.note) == (False, True, "eager: no compiler")
+    assert (here.kernels, here.convolutions, here.folded, here.note) == (False, False, True, "eager: no compiler")
     assert changed == "without the fused kernels (eager: no compiler)"
+
+
+@pytest.mark.usefixtures("four_cores")
+def test_resume_says_that_the_convolutions_are_missing(monkeypatch):
+    monkeypatch.setattr(kernels, "enable", lambda *_: kernels.Support(True, "norms here"))
+    here, changed = device.resume(BEGUN, Training(device="cpu"), HERE)
+    assert (here.kernels, here.convolutions, here.note) == (True, False, "norms here")
+    assert changed == "with other 3 × 3 convolutions"
+
+
+@pytest.mark.usefixtures("four_cores")
+def test_resume_a_job_that_began_with_other_convolutions_keeps_them(monkeypatch):
+    """As every job of an earlier version did."""
+    asked = []
+    support = kernels.Support(True, "norms here")
+    monkeypatch.setattr(kernels, "enable", lambda _, convolutions: asked.append(convolutions) or support)
+    begun = replace(BEGUN, convolutions=False, note="norms here")
+    assert device.resume(begun, Training(device="cpu"), HERE) == (begun, "") and asked == [False]
 
 
 @pytest.mark.usefixtures("four_cores")
 def test_resume_keeps_the_reason_why_a_job_began_without_the_fused_kernels(monkeypatch):
     """Also where there are some: the job computes as it began."""
-    monkeypatch.setattr(kernels, "enable", lambda _: FUSED)
-    begun = replace(BEGUN, kernels=False, note="eager: no compiler")
+    monkeypatch.setattr(kernels, "enable", lambda *_: FUSED)
+    begun = replace(BEGUN, kernels=False, convolutions=False, note="eager: no compiler")
     assert device.resume(begun, Training(device="cpu"), HERE) == (begun, "")
 
 
@@ -154,13 +174,21 @@ def test_begin_takes_the_kernels_that_the_recipe_and_the_machine_allow(option, c
     assert computing.folded is (option == "auto")
 
 
+@pytest.mark.parametrize("precision", ["bf16", "fp32"])
+def test_begin_takes_our_own_convolutions_in_bf16(monkeypatch, precision):
+    enable = lambda _, convolutions: kernels.Support(True, "fused here", convolutions)  # noqa: E731
+    monkeypatch.setattr(kernels, "enable", enable)
+    computing = device.begin(Training(device="cpu", precision=precision), HERE, (2, ""))
+    assert computing.convolutions is computing.bf16 is (precision == "bf16")
+
+
 @pytest.mark.usefixtures("fused")
 @pytest.mark.parametrize(("precision", "bf16"), [("auto", False), ("fp32", False), ("bf16", True)])
 def test_resume_a_job_of_an_earlier_version_computes_as_that_one_did(monkeypatch, precision, bf16):
     monkeypatch.setattr(device, "cpu_has_bf16", lambda: True)
     here, changed = device.resume(None, Training(device="cpu", precision=precision), HERE)
-    assert (here.bf16, here.kernels, here.folded, here.step, here.overlap, changed) == (
-        bf16, False, False, "eager", False, "",
+    assert (here.bf16, here.kernels, here.convolutions, here.folded, here.step, here.overlap, changed) == (
+        bf16, False, False, False, "eager", False, "",
     )  # fmt: skip
     assert here.threads == torch.get_num_threads()
 

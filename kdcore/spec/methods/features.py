@@ -18,6 +18,7 @@ from kdcore.spec.methods.options import (
     PublishedEpochs,
     SchemeKind,
     ShortBudget,
+    SmallStudent,
 )
 from kdcore.spec.methods.response import Kd
 from kdcore.spec.vocabulary import Bounds, Pair, Path, Tap, Taps, at_most
@@ -109,6 +110,7 @@ class Attention(Options):
         cost=f"{_COST}; the gradient form about doubles the step",
     )
     short_budget = ShortBudget(216, -0.05)
+    small_student = SmallStudent(14_458, -42.96)
 
     name: Literal["attention"] = "attention"
     mapping: Literal["sum", "sum_p", "max_p", "gradient"] = Field(
@@ -165,6 +167,7 @@ class Nst(OnStages):
         defaults_from=f"{_CRD_CODE}: -b 50, polynomial kernel",
         cost=f"{_COST}, and matrices of channels x channels for every image",
     )
+    small_student = SmallStudent(3_778, -13.52)
 
     name: Literal["nst"] = "nst"
     kernel: Literal["linear", "polynomial", "gaussian"] = Field(

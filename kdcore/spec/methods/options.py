@@ -79,6 +79,15 @@ class ShortBudget(NamedTuple):
     """Steps of a first stage that were too few."""
 
 
+class SmallStudent(NamedTuple):
+    """The largest student that the method was measured to harm with its default weight, because it is small:
+    docs/measured.md ("What helps at small budgets"), digits for 10 epochs."""
+
+    parameters: int
+    gain: float
+    """Over the same student alone, in points of accuracy."""
+
+
 class Weights(NamedTuple):
     """The numbers of the loss: alpha of the labels, beta of the method, and the temperature."""
 
@@ -141,6 +150,7 @@ class Options(Vocabulary):
     facts: ClassVar[MethodFacts]
     published_epochs: ClassVar[PublishedEpochs | None] = None
     short_budget: ClassVar[ShortBudget | None] = None
+    small_student: ClassVar[SmallStudent | None] = None
     needs_places: ClassVar[str] = ""
     """The end of the fault's text if no default places are found."""
     loss_parts: ClassVar[tuple[str, ...]] = ()

@@ -491,6 +491,7 @@ def test_the_key_tells_all_that_decides_the_outputs(data, teacher, tmp_path):
         "ensemble": decided(teacher=[{"checkpoint": f"file:{one}"} for one in (teacher, other_teacher)]),
         "precision": decided(training={"precision": "bf16"}),
         "folded": decided(computing=Computing("cpu", False, 1, folded=False)),
+        "convolutions": decided(computing=Computing("cpu", False, 1, folded=True, convolutions=True)),
     }
     assert own not in others.values() and len(set(others.values())) == len(others)
     # What only the student sees or does, and where a file lies, decides nothing.

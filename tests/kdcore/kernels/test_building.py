@@ -22,7 +22,7 @@ from kdcore.kernels import building
 @pytest.fixture
 def library(compiled: Path) -> Path:
     """A library that works here."""
-    return building._library(compiled, building.capability())
+    return building._library(compiled, building.kind())
 
 
 @pytest.fixture(autouse=True)
@@ -63,12 +63,12 @@ def test_enable_compiles_once_for_all_processes(copying: Path, tmp_path: Path) -
 def test_enable_says_in_one_line_how_it_computes(copying: Path, tmp_path: Path) -> None:
     note = kernels.enable(tmp_path / "cache").note
     kernels.disable()
-    assert note.startswith(f"fused batch norm for {building.capability()}, ") and "\n" not in note
+    assert note.startswith("fused batch norm ") and f" for {building.kind()}, " in note and "\n" not in note
 
 
 @pytest.mark.parametrize("damage", ["cut", "changed", "without digest"])
 def test_load_makes_a_damaged_library_again(damage: str, copying: Path, tmp_path: Path) -> None:
-    made = building._library(tmp_path / "cache", building.capability())
+    made = building._library(tmp_path / "cache", building.kind())
     whole = made.read_bytes()
     if damage == "without digest":
         made.with_name(building.DIGEST).unlink()
@@ -81,7 +81,7 @@ def test_load_makes_a_damaged_library_again(damage: str, copying: Path, tmp_path
 def test_load_takes_the_installed_library_without_a_compiler(
     copying: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    building.build(building.BUILT, ["AVX2", building.capability()])
+    building.build(building.BUILT, ["AVX2", building.kind()])
     before = runs(copying)
     monkeypatch.setenv("PATH", "")
     building.load(tmp_path / "cache")
@@ -135,7 +135,7 @@ def test_enable_is_eager_on_a_full_disk(copying: Path, tmp_path: Path, monkeypat
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file to another user")
 def test_load_refuses_the_library_of_another_user(copying: Path, tmp_path: Path) -> None:
-    made = building._library(tmp_path / "cache", building.capability())
+    made = building._library(tmp_path / "cache", building.kind())
     os.chown(made, 12345, -1)
     with pytest.raises(building.NotBuilt, match="belongs to another user"):
         building.load(tmp_path / "cache")
@@ -145,8 +145,8 @@ def test_entry_of_names_source_torch_and_cpu(tmp_path: Path, monkeypatch: pytest
     names = [building.entry_of("AVX512"), building.entry_of("AVX2"), building.entry_of("DEFAULT")]
     monkeypatch.setattr(torch, "__version__", "2.99.0")
     names.append(building.entry_of("AVX512"))
-    monkeypatch.setattr(building, "SOURCE", tmp_path / "other.cpp")
-    building.SOURCE.write_text("int other;")
+    (tmp_path / "other.hpp").write_text("int other;")
+    monkeypatch.setattr(building, "SOURCES", [*building.SOURCES, tmp_path / "other.hpp"])
     names.append(building.entry_of("AVX512"))
     assert len(set(names)) == 5
 
@@ -169,5 +169,5 @@ def test_kernels_command_compiles_for_every_cpu_of_the_architecture(
     monkeypatch.setattr(sys, "argv", ["kernels", str(folder)])
     runpy.run_module("kdcore.kernels", run_name="__main__")
     printed = [Path(line) for line in capsys.readouterr().out.splitlines()]
-    assert folder / building.entry_of(building.capability()) / building.LIBRARY in printed
+    assert folder / building.entry_of(building.kind()) / building.LIBRARY in printed
     assert all(path.is_file() for path in printed)

@@ -1,6 +1,7 @@
 """The three forms of a network against each other: eager is the reference of the fused and of the folded one."""
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 from copy import deepcopy
 
 import pytest
@@ -10,6 +11,7 @@ from torch.nn import functional as F
 
 from kdcore import kernels, models
 from kdcore.catalog.architectures import architecture
+from kdcore.kernels.convolution import Packed
 from kdcore.models import layers
 from kdcore.models.layers import InTurn, conv_norm, fold, norm_act, run_in_turn, with_shortcut
 from kdcore.taps import Taps
@@ -77,6 +79,40 @@ def test_fold_in_bfloat16_is_as_near_to_float32_as_autocast(name: str):
     assert error(answers(folded(name, True), images(2), True), expected) < max(2 * by_autocast, 0.02)
 
 
+@needs_bf16
+@pytest.mark.usefixtures("own_convolutions")
+@pytest.mark.parametrize(("name", "count"), [("resnet8", 7), ("wrn_16_1", 12), ("torchvision/resnet18", 8)])
+def test_fold_computes_3x3_convolutions_by_our_own_kernel(name: str, count: int, monkeypatch: pytest.MonkeyPatch):
+    """All whose maps are wide enough; the stem of a wide ResNet, which no norm follows, is called as a module."""
+    run, shapes = Packed.__call__, []
+    monkeypatch.setattr(Packed, "__call__", lambda *args: shapes.append(args[1].shape) or run(*args))
+    with kernels.paused():
+        expected = answers(trained(name), images(2))
+        by_autocast = error(answers(trained(name), images(2), True), expected)
+    assert error(answers(folded(name, True), images(2), True), expected) < max(2 * by_autocast, 0.02)
+    assert len(shapes) == count
+    answers(folded(name, False), images(2))
+    with kernels.paused():
+        answers(folded(name, True), images(2), True)
+    assert len(shapes) == count
+
+
+@needs_bf16
+@pytest.mark.usefixtures("own_convolutions")
+@pytest.mark.parametrize("activation", [None, nn.ReLU(), nn.Hardswish()])
+def test_fold_every_activation_after_our_own_convolution(activation: nn.Module | None):
+    torch.manual_seed(0)
+    layer, norm = nn.Conv2d(16, 16, 3, padding=1), nn.BatchNorm2d(16).eval()
+    nn.init.uniform_(norm.running_mean), nn.init.uniform_(norm.weight), nn.init.uniform_(norm.bias)
+    maps, shortcut = torch.randn(2, 16, 5, 5), 3 * torch.randn(2, 16, 5, 5)
+    with torch.no_grad():
+        expected = [conv_norm(layer, norm, maps, activation, one) for one in (None, shortcut)]
+        fold(layer, True)
+        found = [conv_norm(layer, norm, maps, activation, one) for one in (None, shortcut)]
+    assert layer.folded.by_layers[norm, activation].own is not None
+    assert all(error(*pair) < 0.02 for pair in zip(found, expected, strict=True))
+
+
 @needs_fold
 @pytest.mark.parametrize("name", ["resnet8", "torchvision/resnet18"])
 def test_fold_leaves_no_separate_batch_norm(name: str, monkeypatch: pytest.MonkeyPatch):
@@ -133,6 +169,12 @@ def test_fold_every_activation_with_and_without_a_shortcut(groups: int, activati
         fold(layer, False)
         found = [conv_norm(layer, norm, maps, activation, one) for one in (None, shortcut)]
     assert all(torch.allclose(*pair, atol=1e-5) for pair in zip(found, expected, strict=True))
+
+
+@needs_bf16
+@pytest.mark.usefixtures("own_convolutions")
+def test_fold_a_row_has_the_same_bits_by_our_own_convolutions_too(one_thread: None):
+    test_fold_a_row_has_the_same_bits_in_any_place_beside_any_others("resnet8", one_thread)
 
 
 @needs_bf16
@@ -250,6 +292,21 @@ def test_norm_act_another_activation_follows_the_kernel(kernel: Kernel):
     norm, maps = nn.BatchNorm2d(2), torch.randn(4, 2, 3, 3)
     assert torch.equal(norm_act(norm, maps, nn.Hardswish()), F.hardswish(nn.BatchNorm2d(2)(maps)))
     assert kernel.calls == [(False, False)]
+
+
+@needs_bf16
+@pytest.mark.usefixtures("own_convolutions")
+def test_learners_take_our_own_convolutions_and_have_their_gradients():
+    found: list[list[Tensor]] = []
+    for bf16, paused in ((True, False), (True, True), (False, True)):
+        network = trained("resnet8").requires_grad_().eval()
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16), kernels.paused() if paused else nullcontext():
+            logits = network(images(4))
+        logits.float().square().sum().backward()
+        found.append([logits.detach().float(), *(one.grad for one in network.parameters())])
+    assert not all(map(torch.equal, found[0], found[1]))
+    for ours, by_autocast, right in zip(*found, strict=True):
+        assert error(ours, right) < max(1.5 * error(by_autocast, right), 0.02)
 
 
 @pytest.mark.parametrize(("size", "stride"), [(5, 1), (3, 2), (5, 2)])

@@ -227,6 +227,39 @@ def test_short_budgets_are_those_of_the_table_in_the_docs():
     assert cited["kd"].helped_at == 9000 * 8 // 100
 
 
+def small(method, student="convnet4", **changes):
+    spec = body(**{"teacher": STATED, "method": method, "student": student, "training": {"epochs": 200}, **changes})
+    grey = DATA.model_copy(update={"channels": 1, "mean": [0.4], "std": [0.1]})
+    found = spec_warnings(parse(spec), known(spec, NORMALIZED, dataset=grey))
+    return [one for one in found if one.code == "student_small"]
+
+
+def test_student_small_up_to_the_size_at_which_the_method_was_measured_to_harm():
+    (warning,) = small("nst")
+    assert warning.pointer == "/method" and "-13.5 points with 3,778 parameters" in warning.message
+    assert "a smaller beta than 50" in warning.hint
+    assert [len(small("nst", student)) for student in ("convnet8", "convnet16", "resnet20")] == [1, 0, 0]
+    assert [len(small("attention", student)) for student in ("convnet8", "convnet16", "convnet32")] == [1, 1, 0]
+
+
+def test_student_small_names_the_method_of_a_list_and_its_weight():
+    (warning,) = small(["dist", "attention"])
+    assert warning.pointer == "/method/1" and "a smaller weight than 1000" in warning.hint
+
+
+@pytest.mark.parametrize(
+    ("method", "changes"),
+    [
+        ("dist", {}),
+        ("nst", {"beta": 5}),
+        (["kd", {"name": "nst", "weight": 5}], {}),
+        ({"name": "attention", "reduction": "norms"}, {}),
+    ],
+)
+def test_student_small_is_silent_where_nothing_was_measured(method, changes):
+    assert small(method, **changes) == []
+
+
 def named(*names):
     return NORMALIZED.model_copy(update={"class_names": list(names)})
 
