@@ -452,10 +452,11 @@ class Report(TypedDict):
     timings: NotRequired[Timings]
     computing: NotRequired[dict[str, Any]]
     """How the job computed: device, bf16, threads and why, the memory allocator, and what it was allowed to use where
-    it fits: kernels, convolutions, folded, step, overlap. `used` says what ran, counted after the first step: by stage and lever
-    (`folded` convolutions of the teacher, `kernels` of the students' batch norms, `overlap`, `graph`, `teacher_cache`)
-    an object with `used`, `places` (the layers that it computed; null where it is no matter of layers), `of` (so many
-    there are) and `why` it was not used, or not everywhere. A stage that an earlier version trained has none."""
+    it fits: kernels, convolutions, folded, step, overlap. `used` says what ran, counted after the first step: by stage
+    and lever (`folded` convolutions of the teacher, `kernels` of the students' batch norms, `convolutions` of our own,
+    of both, `overlap`, `graph`, `teacher_cache`) an object with `used`, `places` (the layers that it computed; null
+    where it is no matter of layers), `of` (how many there are) and `why` it was not used, or not everywhere. A stage
+    that an earlier version trained has none."""
     warnings: list[WarningView]
     fidelity: NotRequired[FidelityView | None]
     """Null without the teacher's logits of the test images."""

@@ -338,18 +338,16 @@ def write_first_step(training: Any, folder: Path) -> str:
     the weights before it, its loss and its gradients."""
     import torch
 
-    from kdcore.data.views import order
+    from kdcore.data.views import Batches
 
-    size, rows = training.recipe.batch_size, training.training_set.rows
-    index = rows[order(len(rows), training.recipe.seed, 0)][:size]
-    batch = training.views.batch(training.training_set.images, index, training.recipe.seed, 0)
+    batch = next(iter(Batches(training.training_set, training.recipe, training.views, epoch=0)))
     network = training.scheme.models["student"].network
     path = folder / "first_step.pt"
     torch.save(
         {
             "pixels": batch.inputs,
             "labels": batch.labels,
-            "weights": dict(training.best["student"].weights),
+            "weights": dict(training.grading.best["student"].weights),
             "loss": float(training.sums["loss"]),
             "gradients": {name: value.grad for name, value in network.named_parameters() if value.grad is not None},
         },

@@ -185,7 +185,7 @@ def make_step(training: StageTraining, number: int) -> None:
     size, rows = training.recipe.batch_size, training.training_set.rows
     training.position.epoch, training.position.step = divmod(number, 200)
     start = number * size % (len(rows) - size + 1)
-    training._step(training._batch(rows[start : start + size]))
+    training._step(training.batches.of(rows[start : start + size]))
 
 
 def trained(job: PreparedJob, kind: str, steps: int) -> dict[str, Tensor]:
@@ -218,7 +218,7 @@ def precision(bench: Bench) -> Json:
         for device in ("cpu", bench.device):
             job = replace(bench, device=device).prepared({"precision": "fp32", **recipe})
             training = next(stages(job, "eager"))
-            views.append(training._batch(training.training_set.rows[:64]).inputs.cpu())
+            views.append(training.batches.of(training.training_set.rows[:64]).inputs.cpu())
         found[f"views, {name}"] = difference({"": views[0].float()}, {"": views[1].float()})
     tf32 = torch.backends.cudnn.allow_tf32
     try:
@@ -236,7 +236,7 @@ def precision(bench: Bench) -> Json:
 def _first_step(bench: Bench) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     job = bench.prepared({"precision": "fp32"})
     training = next(stages(job, "eager"))
-    output = training.scheme.run(training._batch(training.training_set.rows[:64]))
+    output = training.scheme.run(training.batches.of(training.training_set.rows[:64]))
     label, distillation = training._losses(output)
     loss = training.alpha * label + training.beta * distillation
     loss.backward()  # type: ignore[no-untyped-call]

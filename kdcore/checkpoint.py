@@ -21,12 +21,13 @@ from kdcore.device import Computing
 from kdcore.measure import batch_norm, curves, findings
 from kdcore.measure.cost import CostMeter
 from kdcore.measure.curves import Curves
+from kdcore.measure.grading import Outcome
 from kdcore.measure.levers import Lever
 from kdcore.prepare import PreparedJob, Workspace
 from kdcore.protocol import CHECKPOINTS_KEPT, EXIT_STOPPED, Lines
 from kdcore.spec import GIVEN, Stage, Trial
 from kdcore.spec.fitting import images_held_out
-from kdcore.training import Outcome, StageTraining
+from kdcore.training import StageTraining
 from kdcore.weights.starting import Start
 
 log = logging.getLogger("kdcore")

@@ -5,17 +5,17 @@ Shapes: N batch, K classes, k members of an ensemble.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, log_softmax
 
 from kdcore import kernels
-from kdcore.lesson import NOTHING, Batch, Needs, View
+from kdcore.lesson import NOTHING, Batch, Needs, Teacher, View
 from kdcore.models.layers import fold, folded_precision
-from kdcore.quantization import FakeQuantization
-from kdcore.taps import Taps
+from kdcore.models.taps import Taps
+from kdcore.quantization import FakeQuantization, Range, keep_in_eval
 
 
 class Classifier(nn.Module):
@@ -27,7 +27,7 @@ class Classifier(nn.Module):
     `outputs` says, for each class, which outputs answer it: their probabilities are added, by the logsumexp of their
     logits, and outputs that no class has are left out.
     `image_size` is the side of its images; None for the data's own size.
-    `rounding`, if it is set, rounds what the network computes as int8 would; then it computes in float32.
+    `rounding`, if it is set, rounds what the network computes as int8 would; see `begin_rounding`.
     """
 
     network: nn.Module
@@ -68,6 +68,21 @@ class Classifier(nn.Module):
         """Tap only these places from now on."""
         self._taps.close()
         self._taps = Taps(self.network, dict.fromkeys(paths))
+
+    def begin_rounding(self, images: Iterable[Tensor], on_images: Callable[[int], None]) -> None:
+        """Compute as int8 would from now on, in float32, the network for good in eval mode, with ranges measured on
+        images (pixels N × C × H × W). `on_images` is called after each batch with its number of images."""
+        self.continue_rounding(())
+        assert self.rounding is not None
+        with torch.no_grad(), self.rounding.measuring():
+            for pixels in images:
+                self(pixels.to(self.mean.device))
+                on_images(len(pixels))
+
+    def continue_rounding(self, ranges: Sequence[Range]) -> None:
+        """Compute as int8 would from now on, with ranges that were measured before."""
+        self.rounding = FakeQuantization(ranges, self.mean.device)
+        keep_in_eval(self.network)
 
     def forward(self, pixels: Tensor, labels: Tensor | None = None) -> View:
         """Return a view. With `labels` it contains the input gradient, which can be differentiated if gradients are on;
@@ -132,7 +147,7 @@ def _lifted(tensor: Tensor) -> Tensor:
     return tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor
 
 
-class FrozenTeacher(nn.Module):
+class FrozenTeacher(nn.Module, Teacher):
     """A teacher of one network: always in eval mode, without gradients.
 
     `folded`: its batch norms are folded into its convolutions, in the classifier's precision, on a CPU (see `fold`).
@@ -145,12 +160,9 @@ class FrozenTeacher(nn.Module):
         self.classifier = classifier.requires_grad_(False)
         if folded:
             fold(classifier.network, classifier.bf16)
+        self.members = [self.classifier]
         self.needs = NOTHING
         self.train(False)
-
-    @property
-    def members(self) -> list[Classifier]:
-        return [self.classifier]
 
     def train(self, mode: bool = True) -> FrozenTeacher:
         """Stay in eval mode for any `mode`: batch norm in train mode would make other logits."""
@@ -178,7 +190,7 @@ class FrozenTeacher(nn.Module):
         return (self.combined(logits_kNK) / temperature).softmax(1)
 
 
-class TeacherEnsemble(nn.Module):
+class TeacherEnsemble(nn.Module, Teacher):
     """A teacher of several networks, whose probabilities are averaged by weight.
 
     p = Σ_k w_k softmax(z_k / T), Σ w = 1: the arithmetic mean (the mean of logits would be a geometric one). The view's

@@ -19,6 +19,7 @@ from base.errors import TeacherMismatch
 
 if TYPE_CHECKING:
     from kdcore.classifier import Classifier
+    from kdcore.data.views import Batches
     from kdcore.spec import Pair
 
 EMBEDDING = "embedding"
@@ -35,8 +36,8 @@ class Batch:
     """int64 N, or float32 N × K if labels are mixed; -1 is an unknown label."""
     index: Tensor
     """int64 N: the samples' rows in the training set."""
-    epoch: int | Tensor = 1
-    """The epoch of this step, from 1: warm-ups and ramps depend on it. In a captured step it is a scalar on the device,
+    epoch: int | Tensor = 0
+    """The epoch of this step, from 0: warm-ups and ramps depend on it. In a captured step it is a scalar on the device,
     because a number would stay that of the first replay."""
     view_ids: Tensor | None = None
     """int64 N: the number of each sample's view. Equal rows and view ids are equal inputs, so a frozen
@@ -60,8 +61,8 @@ class Batch:
         )
 
     def warmed_up(self, epochs: int) -> float | Tensor:
-        """Return the weight of a loss that rises linearly during its first epochs: epoch / epochs, at most 1."""
-        weight = self.epoch / max(epochs, 1)
+        """Return the weight of a loss that rises linearly in its first epochs: (epoch + 1) / epochs, at most 1."""
+        weight = (self.epoch + 1) / max(epochs, 1)
         return weight.clamp(max=1) if isinstance(weight, Tensor) else min(weight, 1.0)
 
 
@@ -165,15 +166,18 @@ class Teacher(Protocol):
     from networks, from an exported program, or from outputs that were stored by row and view id.
     """
 
-    @property
-    def members(self) -> Sequence[Classifier]:
-        """Return the teacher's networks. The report measures each of them, and `combined` of their logits."""
+    members: Sequence[Classifier]
+    """The teacher's networks. The report measures each of them, and `combined` of their logits."""
 
     def show(self, needs: Needs) -> None:
         """Set the content of the following views. Raises SpecInvalid for a path that the network does not have."""
 
     def __call__(self, batch: Batch) -> View:
         """Return the detached view of a batch. Equal inputs give equal views."""
+
+    def through(self, batches: Batches) -> Iterable[Batch]:
+        """Return an epoch's batches, for all of which it will be asked in this order: so it can prepare for them."""
+        return batches
 
     def combined(self, logits_kNK: Sequence[Tensor]) -> Tensor:
         """Return the teacher's N × K logits, given those of each member."""
@@ -188,6 +192,10 @@ class Scheme(Protocol):
     @property
     def models(self) -> Mapping[str, Classifier]:
         """Return the models that the stage delivers, the student first. The best epoch of each is delivered."""
+
+    @property
+    def teacher(self) -> Teacher | None:
+        """Return the frozen teacher, if it has one."""
 
     def learners(self) -> Sequence[nn.Module]:
         """Return the modules that are trained, each by its own optimizer."""

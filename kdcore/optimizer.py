@@ -83,6 +83,10 @@ class Average:
 
     def __init__(self, network: nn.Module, decay: float) -> None:
         self.decay = decay
+        self.begin(network)
+
+    def begin(self, network: nn.Module) -> None:
+        """Begin with the values that the network has now."""
         self.state: dict[str, Tensor] = {name: value.detach().clone() for name, value in network.state_dict().items()}
 
     @torch.no_grad()

@@ -16,13 +16,13 @@ from base.warning import WarningItem
 from kdcore.classifier import Classifier
 from kdcore.measure import evaluate, teacher_check
 from kdcore.measure.findings import Findings
+from kdcore.measure.grading import Outcome
 from kdcore.measure.kept import Kept
 from kdcore.measure.verdict import Run, verdict
 from kdcore.prepare import PreparedJob
 from kdcore.spec import Trial, run_name, run_seeds
 from kdcore.spec.plan import GENERATION
 from kdcore.stored_logits import StoredLogits
-from kdcore.training import Outcome
 
 VERSION = 2
 """Of the schema of report.json (docs/report.md). Before it was counted, a report had no number: 1."""

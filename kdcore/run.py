@@ -31,6 +31,7 @@ from kdcore.lesson import NOTHING, Needs, Scheme, Teacher
 from kdcore.measure import alarms, chance, evaluate, levers, teacher_check
 from kdcore.measure.alarms import Alarms
 from kdcore.measure.cost import TRAINING
+from kdcore.measure.grading import Outcome
 from kdcore.measure.kept import Kept
 from kdcore.objectives import Setting
 from kdcore.prepare import PreparedJob, Workspace, prepare, refuse_if_strict
@@ -39,9 +40,9 @@ from kdcore.schemes.exits import Exits
 from kdcore.schemes.mutual import Mutual
 from kdcore.schemes.offline import Alone, Offline, Preparation, TeacherAhead
 from kdcore.spec import GIVEN, JobSpec, Trial, each_start, start_summary, trials
-from kdcore.spec.methods import SchemeOptions
+from kdcore.spec.methods import Method, SchemeOptions
 from kdcore.stored_logits import StoredLogits
-from kdcore.training import Observer, Outcome, StageTraining
+from kdcore.training import Observer, StageTraining
 
 log = logging.getLogger("kdcore")
 
@@ -79,7 +80,7 @@ def run(spec: JobSpec, workspace: Workspace, resume: Path | None = None) -> dict
         for trial in job.trials:
             if trial.name not in progress.finished:
                 with progress.cost.during(f"{TRAINING}{trial.name}"):
-                    _train(trial, job, workspace, progress, meter, cache)
+                    _train(trial, job, workspace, progress, meter, cache or job.teacher)
 
     workspace.lines.phase("evaluating")
     results = ((trial, untrained(trial, job), progress.finished[trial.name]) for trial in job.trials)
@@ -174,13 +175,13 @@ def _train(
     workspace: Workspace,
     progress: Progress,
     meter: Meter,
-    cache: CachedTeacher | None,
+    given: Teacher | None,
 ) -> None:
-    """Train a trial from its start, stage after stage."""
+    """Train a trial from its start, stage after stage. `given`: the teacher that the spec names."""
     try:
-        cache = cache if trial.taught_by == GIVEN else None
-        with _beside(cache or _teacher(trial, job, progress), job.computing) as teacher:
-            _train_stages(TrialSetup(trial, job, teacher, cache), workspace, progress, meter)
+        teacher = given if trial.taught_by == GIVEN else _earlier_student(trial, job, progress)
+        with _beside(teacher, job.computing) as taught_by:
+            _train_stages(TrialSetup(trial, job, taught_by), workspace, progress, meter)
     except LossDiverged:
         teacher_check.require_finite_in_training(job, workspace.lines)  # Its fault is not the learning rate's.
         raise
@@ -215,7 +216,7 @@ def _train_stages(setup: TrialSetup, workspace: Workspace, progress: Progress, m
             continue
         if progress.training is not None:
             training.restore(progress.training)
-        levers.begin(training, setup.teacher)
+        levers.begin(training)
         outcomes = training.run()
         if stage is trial.stages[-1]:
             _compare_statistics(trial, training, outcomes, workspace)
@@ -234,7 +235,7 @@ def _noting(
 
     def noting(training: StageTraining) -> None:
         if stage not in progress.used:
-            progress.used[stage] = levers.used(setup.job, setup.trial, training, setup.teacher)
+            progress.used[stage] = levers.used(setup.job, setup.trial, training)
             log.info("%s: %s", stage, levers.in_words(progress.used[stage]))
         after_step(training)
 
@@ -267,7 +268,7 @@ def _compare_statistics(
 ) -> None:
     """Warn for each model whose running averages of batch-norm statistics give another accuracy, by more than noise."""
     for name, outcome in outcomes.items():
-        accuracies = training.compare_statistics(name, outcome)
+        accuracies = training.grading.compare_statistics(name, outcome, training.evaluated)
         if accuracies is None:
             continue
         measured, running = accuracies
@@ -285,11 +286,11 @@ def _compare_statistics(
         workspace.warn(WarningItem("batch_norm_not_converged", "/training", text, hint))
 
 
-def _teacher(trial: Trial, job: PreparedJob, progress: Progress) -> Teacher | None:
-    """Return the teacher that the spec names, or the best student of an earlier trial, frozen. No other job has that
-    one, so that nothing of it is kept."""
-    if trial.taught_by is None or trial.taught_by == GIVEN:
-        return job.teacher if trial.taught_by == GIVEN else None
+def _earlier_student(trial: Trial, job: PreparedJob, progress: Progress) -> Teacher | None:
+    """Return the best student of an earlier trial as a teacher; None if the trial has none. No other job has that one,
+    so that none of its outputs are kept."""
+    if trial.taught_by is None:
+        return None
     earlier = next(one for one in job.trials if one.name == trial.taught_by)
     student = job.student(earlier.students[0])
     student.network.load_state_dict(progress.finished[earlier.name]["student"].best)
@@ -297,14 +298,11 @@ def _teacher(trial: Trial, job: PreparedJob, progress: Progress) -> Teacher | No
 
 
 class TrialSetup:
-    """A trial's students, objectives and images. Creating it draws the students' weights from the trial's seed. `cache`
-    is the one behind the teacher, if it has one."""
+    """A trial's students, objectives and images. Creating it draws the students' weights from the trial's seed."""
 
-    def __init__(
-        self, trial: Trial, job: PreparedJob, teacher: Teacher | None, cache: CachedTeacher | None = None
-    ) -> None:
+    def __init__(self, trial: Trial, job: PreparedJob, teacher: Teacher | None) -> None:
         device.make_exact(trial.seed)
-        self.trial, self.job, self.teacher, self.cache = trial, job, teacher, cache
+        self.trial, self.job, self.teacher = trial, job, teacher
         self.training_set = job.training_set(trial)
         self.students = students_of(trial, job)
         self.rate_factors = self._start()
@@ -339,44 +337,39 @@ class TrialSetup:
         answers = spec.unlabelled is not None and spec.unlabelled.labels == "teacher"
         if number > 0:
             torch.manual_seed(self.trial.seed + number)
-        scheme: Scheme
-        if stage.method is not None and stage.method.first_stage is not None:
-            first = stage.method.first_stage
-            assert self.teacher is not None, "rules refuse a method with a first stage without a teacher"
+        if stage.method is not None:
+            scheme, beta = self._before_the_labels(stage.method, needs, answers)
             alpha, smoothing = 0.0, 0.0
-            # If the method has no loss in the last stage, its weight belongs to its first stage.
-            beta = (spec.beta or 0.0) * objectives.weight(stage.method) if first.then_labels_alone else 1.0
-            if first.trains_student:
-                scheme = Offline(self.students[0], self.teacher, needs, answers)
-            else:
-                scheme = Preparation(self.teacher, needs)
         else:
+            scheme = scheme_of_trial(self.trial, self.job, self.students, self.teacher, needs, answers)
             alpha, beta, smoothing = spec.alpha or 0.0, spec.beta or 0.0, spec.training.label_smoothing
             if not self.trial.methods and spec.scheme.kind != "alone":
                 alpha = 1.0  # alpha weighs the labels beside a distillation loss, which this trial does not have.
-            scheme = scheme_of_trial(self.trial, self.job, self.students, self.teacher, needs, answers)
-        recipe = spec.training.model_copy(update={"seed": self.trial.seed})
-        training = StageTraining(
+        return StageTraining(
             scheme=scheme,
             objective=objective,
             alpha=alpha,
             beta=beta if objective is not None else 0.0,
             smoothing=smoothing,
             epochs=stage.epochs,
-            recipe=recipe,
+            recipe=spec.training.model_copy(update={"seed": self.trial.seed}),
             training_set=self.training_set,
             num_classes=self.job.data.facts.num_classes,
             observer=observer,
             rate_factors=self.rate_factors,
             graph=self.job.computing.step == "graph",
             aware_epochs=stage.aware_epochs,
-            through=self.teacher.through if isinstance(self.teacher, TeacherAhead) else iter,
         )
-        if self.teacher is not None and objective is not None:
-            self.teacher.show(objective.needs)  # The first lesson may have shown that less is enough.
-        if self.cache is not None:
-            self.cache.follow(self.training_set, recipe, self.job.data.facts.num_classes)
-        return training
+
+    def _before_the_labels(self, method: Method, needs: Needs, answers: bool) -> tuple[Scheme, float]:
+        """Return the scheme of a method's first stage, and the weight of its loss."""
+        first = method.first_stage
+        assert first is not None and self.teacher is not None, "a stage of one method is its first, and has a teacher"
+        # If the method has no loss in the last stage, its weight belongs to its first stage.
+        beta = (self.job.spec.beta or 0.0) * objectives.weight(method) if first.then_labels_alone else 1.0
+        if not first.trains_student:
+            return Preparation(self.teacher, needs), beta
+        return Offline(self.students[0], self.teacher, needs, answers), beta
 
 
 def students_of(trial: Trial, job: PreparedJob) -> list[Classifier]:

@@ -37,7 +37,7 @@ from kdcore.catalog.facts import LogitsFacts
 from kdcore.classifier import Classifier
 from kdcore.data.archive import LIMITS
 from kdcore.data.images import Data
-from kdcore.lesson import NOTHING, Batch, Needs, View
+from kdcore.lesson import NOTHING, Batch, Needs, Teacher, View
 
 MOST_BYTES = 4 << 30
 """The largest array of logits. It is kept in memory: CIFAR-100 with all 162 views has 1.6 GB in float16."""
@@ -101,7 +101,7 @@ def open_logits(path: Path) -> LogitsFile:
     return LogitsFile(facts, path)
 
 
-class StoredLogits(nn.Module):
+class StoredLogits(nn.Module, Teacher):
     """A teacher that looks its logits up by row and number of the view. It has no network."""
 
     logits: Tensor
@@ -111,6 +111,7 @@ class StoredLogits(nn.Module):
     def __init__(self, file: LogitsFile, data: Data) -> None:
         """Read the logits. Raises TeacherMismatch if a number is not finite, or if labels are not the data's."""
         super().__init__()
+        self.members: Sequence[Classifier] = []
         self.facts = file.facts
         with _opened(file.path) as archive:
             arrays = _headers(archive)
@@ -123,11 +124,6 @@ class StoredLogits(nn.Module):
         self.register_buffer("logits", logits.view(-1, *logits.shape[-2:]), persistent=False)
         self.register_buffer("places", torch.from_numpy(places), persistent=False)
         self.register_buffer("test", test, persistent=False)
-
-    @property
-    def members(self) -> Sequence[Classifier]:
-        """Return no network."""
-        return []
 
     def show(self, needs: Needs) -> None:
         assert needs == NOTHING, "rules refuse logits alone where more is compared"

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from kdcore import kernels, models
 from kdcore.catalog.architectures import FIELD, architecture
 from kdcore.models.layers import fold
-from kdcore.taps import Taps
+from kdcore.models.taps import Taps
 
 SIDE, ROWS = 32, 16
 TORCHVISION = ["resnet18", "resnet50", "mobilenet_v2", "mobilenet_v3_small", "shufflenet_v2_x0_5", "vgg11_bn"]

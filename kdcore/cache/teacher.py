@@ -19,7 +19,7 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,13 +33,11 @@ from base.warning import WarningItem
 from kdcore.cache.key import decides
 from kdcore.cache.layout import Layout, Values, same_bits
 from kdcore.cache.store import Keys, ViewStore
-from kdcore.classifier import Classifier
 from kdcore.data import streaming
-from kdcore.data.images import TrainingSet
-from kdcore.data.views import Views, order
+from kdcore.data.views import Batches
 from kdcore.lesson import NOTHING, Batch, Needs, Teacher, View
 from kdcore.prepare import PreparedJob, Workspace
-from kdcore.spec import RandomResizedCrop, Training
+from kdcore.spec import RandomResizedCrop
 
 log = logging.getLogger("kdcore")
 
@@ -51,33 +49,10 @@ _VIEW_BITS = 20
 """A key is the row, and a number of the view of so many bits: crop_flip has 33,282 views at most, a spec 100,000."""
 
 
-@dataclass(frozen=True)
-class Coming:
-    """What a stage shows: the rows of an epoch in their order, and their views. Epochs count from 1, as in a Batch."""
-
-    training_set: TrainingSet
-    recipe: Training
-    views: Views
-
-    def rows(self, epoch: int) -> Tensor:
-        rows, size = self.training_set.rows, self.recipe.batch_size
-        shuffled = rows[order(len(rows), self.recipe.seed, epoch - 1)]
-        return shuffled[: len(rows) // size * size]
-
-    def batch(self, rows: Tensor, epoch: int) -> Batch:
-        return self.views.batch(self.training_set.images, rows, self.recipe.seed, epoch - 1)
-
-    def keys(self, rows: Tensor, epoch: int) -> Keys:
-        view_ids = self.views.ids(rows, self.recipe.seed, epoch - 1)
-        assert view_ids is not None, "only numbered views are kept"
-        return (rows << _VIEW_BITS | view_ids).numpy()
-
-
 @dataclass
 class _Epoch:
     """An epoch's views: where each is stored, and what was computed of the others."""
 
-    number: int
     rows: Tensor
     keys: Keys
     places: Keys
@@ -116,11 +91,11 @@ class Figures:
             log.info("teacher cache: %s", text)
 
 
-class CachedTeacher:
+class CachedTeacher(Teacher):
     """A teacher in front of another. `keep` is False if nothing is to be kept: the bits are the same.
 
     `setting` is the name of what sets `max_bytes`. `spent` gets the seconds of each call without the teacher's own: of
-    looking up and keeping. `follow` says what is shown next; until then, views are passed on to the other teacher as
+    looking up and keeping. `through` says what is shown next; until then, views are passed on to the other teacher as
     they are.
     """
 
@@ -135,14 +110,15 @@ class CachedTeacher:
         setting: str = SETTING,
         spent: Callable[[float], None] = lambda _: None,
     ) -> None:
-        self.spent = spent
-        self.teacher, self.decides, self.folder = teacher, decides, folder
+        self.teacher, self.members, self.spent = teacher, teacher.members, spent
+        self.decides, self.folder = decides, folder
         self.keep, self.max_bytes, self.setting, self.warn = keep, max_bytes, setting, warn
         self.figures = Figures()
         self.needs = NOTHING
         self._off = "" if keep else "training.teacher_cache is 'off'"
         self._unfit = ""
-        self._coming: Coming | None = None
+        self._coming: Batches | None = None
+        """Of the present epoch."""
         self._layout: Layout | None = None
         self._threads: int | None = None
         """Part of the key, if a row's outputs are others on one thread."""
@@ -152,10 +128,6 @@ class CachedTeacher:
         self._is_compared = False
 
     # Teacher
-
-    @property
-    def members(self) -> Sequence[Classifier]:
-        return self.teacher.members
 
     def show(self, needs: Needs) -> None:
         self.close()
@@ -180,18 +152,18 @@ class CachedTeacher:
             return self._timed(batch)
         first = int(batch.index[0])
         epoch = self._epoch
-        if epoch is None or epoch.number != batch.epoch:
+        if epoch is None:
             epoch = self._epoch = self._begin_epoch(batch, layout)
         start = int((epoch.rows == first).nonzero()[0])
         end = start + len(batch.index)
         assert torch.equal(epoch.rows[start:end], batch.index), "a stage shows its rows in the epoch's order"
         return layout.view(self._values(epoch, batch, start, end, layout))
 
-    # The stage
+    def through(self, batches: Batches) -> Iterable[Batch]:
+        self._coming, self._epoch = batches, None
+        return self.teacher.through(batches)
 
-    def follow(self, training_set: TrainingSet, recipe: Training, num_classes: int) -> None:
-        """Take the following batches for those of a stage from now on, from any step."""
-        self._coming = Coming(training_set, recipe, Views.of(recipe, num_classes))
+    # The job
 
     def close(self) -> None:
         """Write what is not written yet, and release the entry of the cache."""
@@ -251,7 +223,7 @@ class CachedTeacher:
             for views in (batch.inputs, *batch.sized.values())
         )
         rows = torch.arange(size)
-        piece = Batch(inputs, torch.zeros_like(rows), rows, 1, rows, dict(zip(batch.sized, sized, strict=True)))
+        piece = Batch(inputs, torch.zeros_like(rows), rows, 0, rows, dict(zip(batch.sized, sized, strict=True)))
         view = self.teacher(piece)
         layout = Layout.of(view)
         if isinstance(layout, str):
@@ -285,10 +257,9 @@ class CachedTeacher:
             self._store = self._opened(layout)
         else:
             self._store.refresh()
-        number = int(batch.epoch)
-        rows = self._coming.rows(number)
-        keys = self._coming.keys(rows, number)
-        epoch = _Epoch(number, rows, keys, np.full(len(keys), -1, dtype=np.int64))
+        rows = self._coming.rows()
+        keys = _keys(self._coming, rows)
+        epoch = _Epoch(rows, keys, np.full(len(keys), -1, dtype=np.int64))
         start = int((rows == batch.index[0]).nonzero()[0])
         if self._store is not None:
             epoch.places = self._store.find(keys)
@@ -362,7 +333,7 @@ class CachedTeacher:
             is_whole = len(chosen) == len(batch.index)
             piece = batch if is_whole else batch.take(places - start)
         else:
-            piece = self._coming.batch(epoch.rows[places], epoch.number)
+            piece = self._coming.of(epoch.rows[places])
         return layout.flat(self._timed(piece))[: len(chosen)]
 
     def _timed(self, batch: Batch) -> View:
@@ -450,6 +421,13 @@ class CachedTeacher:
         self.figures.note(text)
         text += "; the teacher computes them again instead, and the student stays the same, bit for bit"
         self.warn(WarningItem("teacher_cache_off", "/training/teacher_cache", text, hint))
+
+
+def _keys(batches: Batches, rows: Tensor) -> Keys:
+    """Return the keys of an epoch's views of some rows."""
+    view_ids = batches.views.ids(rows, batches.recipe.seed, batches.epoch)
+    assert view_ids is not None, "only numbered views are kept"
+    return (rows << _VIEW_BITS | view_ids).numpy()
 
 
 # The job's own

@@ -15,7 +15,8 @@ if there is one, so that a small box has the pixels of the picture itself.
 Shapes: N batch, C channels, H height, W width, K classes.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import cache
 from typing import TypeVar
 
@@ -24,7 +25,7 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 
 from kdcore.data import counter_rng, mixing
-from kdcore.data.images import Images
+from kdcore.data.images import Images, TrainingSet
 from kdcore.data.resizing import Boxes, resized_crop
 from kdcore.lesson import Batch
 from kdcore.spec import Augmentation, CachedViews, CropFlip, Mix, RandomResizedCrop, Training
@@ -75,13 +76,13 @@ class Views:
             views = [cut(pixels, None) for pixels in images.read(index)]
         labels = images.labels.index_select(0, index)
         if self.mix is None or self._quantiles is None:
-            return Batch(views[0], labels, index, epoch + 1, view_ids, dict(zip(images.sized, views[1:], strict=True)))
+            return Batch(views[0], labels, index, epoch, view_ids, dict(zip(images.sized, views[1:], strict=True)))
         mix = mixing.mixup if self.mix.name == "mixup" else mixing.cutmix
         self._quantiles = self._quantiles.to(index.device)
         states = counter_rng.streams(counter_rng.key(_MIX, seed, epoch), index)
         targets_NK = one_hot(labels + 1, self.num_classes + 1)[:, 1:].float()
         views, targets_NK = mix(views, targets_NK, states, self._quantiles)
-        return Batch(views[0], targets_NK, index, epoch + 1, None, dict(zip(images.sized, views[1:], strict=True)))
+        return Batch(views[0], targets_NK, index, epoch, None, dict(zip(images.sized, views[1:], strict=True)))
 
     def ids(self, index: Tensor, seed: int, epoch: int) -> Tensor | None:
         """Return the views' ids of the rows `index` in an epoch, counted from 0, as `batch` gives them."""
@@ -107,6 +108,36 @@ class Views:
                 return lambda pixels, size: resized_crop(pixels, boxes, mirrored, frame, size), numbers
             case _:
                 return lambda pixels, _: pixels, torch.zeros_like(states)
+
+
+@dataclass(frozen=True)
+class Batches:
+    """The batches of an epoch, counted from 0, from a step on. They are made as they are taken.
+
+    All are complete: the remainder of an epoch, other images each time, is left out.
+    """
+
+    training_set: TrainingSet
+    recipe: Training
+    views: Views
+    epoch: int
+    first_step: int = 0
+
+    def rows(self) -> Tensor:
+        """Return the rows of the whole epoch in their order, int64 on the images' device."""
+        rows, size = self.training_set.rows, self.recipe.batch_size
+        shuffled = rows[order(len(rows), self.recipe.seed, self.epoch).to(rows.device)]
+        return shuffled[: len(rows) // size * size]
+
+    def of(self, rows: Tensor) -> Batch:
+        """Return any rows as this epoch shows them."""
+        return self.views.batch(self.training_set.images, rows, self.recipe.seed, self.epoch)
+
+    def __iter__(self) -> Iterator[Batch]:
+        size = self.recipe.batch_size
+        to_come = self.rows()[self.first_step * size :]
+        self.training_set.images.expect(to_come)
+        return (self.of(to_come[at : at + size]) for at in range(0, len(to_come), size))
 
 
 def _cut_at_size(

@@ -264,6 +264,7 @@ def _cache(report: Mapping[str, Any]) -> dict[str, Any] | None:
 LEVERS = {
     "folded": "teacher with folded batch norms",
     "kernels": "fused batch norms of the student",
+    "convolutions": "3 × 3 convolutions of our own",
     "overlap": "teacher ahead of the student",
     "graph": "CUDA graph",
     "teacher_cache": "teacher cache",

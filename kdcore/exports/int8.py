@@ -12,10 +12,10 @@ from base.files import write_text
 from kdcore.exports import student_source
 from kdcore.exports.exporter import Deliverable, FileRow
 from kdcore.exports.shipping import EXPORTERS, make
+from kdcore.measure.grading import Outcome
 from kdcore.prepare import PreparedJob, Workspace
 from kdcore.spec import INT8, ExportFormat
 from kdcore.spec.plan import aware_epochs
-from kdcore.training import Outcome
 
 DELIVERED, BEFORE = "delivered", "before"
 """Whose file a row is: the student's that is delivered, or that of the same student at the best of the epochs before it

@@ -14,10 +14,10 @@ from kdcore.checkpoint import Stopped
 from kdcore.data.images import Data
 from kdcore.exports import measuring, onnx, onnx_int8, openvino, safetensors, student_source, torch_export
 from kdcore.exports.exporter import CannotExport, Deliverable, Exporter, FileRow, Quantized
+from kdcore.measure.grading import Outcome
 from kdcore.prepare import PreparedJob, Workspace
 from kdcore.spec import INT8, ExportFormat, ExportOptions
 from kdcore.spec.shipping import missing
-from kdcore.training import Outcome
 
 EXPORTERS: dict[ExportFormat, Exporter] = {
     "safetensors": safetensors.Safetensors(),

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from base import cores
 from kdcore.cache.teacher import CachedTeacher
-from kdcore.models.layers import FOLDED, FUSED, can_fold, forget_forms, ran_as
+from kdcore.models.layers import FOLDED, FUSED, OWN, can_fold, forget_forms, ran_as
 from kdcore.programs import Program
 from kdcore.schemes.offline import TeacherAhead
 from kdcore.spec import GIVEN, Trial
@@ -30,21 +31,22 @@ Lever = dict[str, Any]
 NO_TEACHER = "no teacher runs in this stage"
 
 
-def begin(training: StageTraining, teacher: Teacher | None) -> None:
+def begin(training: StageTraining) -> None:
     """Count what runs from now on, in the learners of a stage and in its teacher."""
-    for network in (training.learners, *_networks(teacher)):
+    for network in (training.learners, *_networks(training.scheme.teacher)):
         forget_forms(network)
 
 
-def used(job: PreparedJob, trial: Trial, training: StageTraining, teacher: Teacher | None) -> dict[str, Lever]:
-    """Return the levers of a trial's stage after a first step. `teacher`: the trial's, if it has one."""
-    taught = teacher if hasattr(training.scheme, "teacher") else None  # A student alone has none beside it.
+def used(job: PreparedJob, trial: Trial, training: StageTraining) -> dict[str, Lever]:
+    """Return the levers of a trial's stage after a first step."""
+    teacher = training.scheme.teacher
     return {
-        "folded": _folded(job, taught),
+        "folded": _folded(job, teacher),
         "kernels": _kernels(job, training),
-        "overlap": _overlap(job, taught),
+        "convolutions": _convolutions(job, training),
+        "overlap": _overlap(job, teacher),
         "graph": _graph(job, training),
-        "teacher_cache": _cache(job, trial, taught),
+        "teacher_cache": _cache(job, trial, teacher),
     }
 
 
@@ -104,6 +106,29 @@ def _kernels(job: PreparedJob, training: StageTraining) -> Lever:
     if not job.computing.kernels:
         why = _not_allowed(job) or job.computing.note or "the job began without it"
     return _counted(FUSED, norms, why, why)
+
+
+def _convolutions(job: PreparedJob, training: StageTraining) -> Lever:
+    """Return what became of the convolutions of learners and teacher."""
+    networks = [training.learners, *_networks(training.scheme.teacher)]
+    layers = [one for network in networks for one in network.modules() if isinstance(one, nn.Conv2d)]
+    if not layers:
+        return _lever("no network of this stage has a convolution")
+    why = "it is for 3 × 3 convolutions of 16, 32, … channels that no method reads"
+    if not job.computing.convolutions:
+        why = _why_no_convolutions(job)
+    return _counted(OWN, layers, why, why)
+
+
+def _why_no_convolutions(job: PreparedJob) -> str:
+    computing = job.computing
+    if not_allowed := _not_allowed(job):
+        return not_allowed
+    if not computing.bf16:
+        return "it is for bfloat16"
+    if not computing.kernels and computing.note:
+        return computing.note
+    return "the job began without it" if "avx512_bf16" in cores.flags() else "it is for CPUs with AVX512_BF16"
 
 
 def _not_allowed(job: PreparedJob) -> str:

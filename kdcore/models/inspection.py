@@ -16,7 +16,7 @@ from base.errors import SpecInvalid
 from kdcore.catalog.architectures import architecture
 from kdcore.catalog.facts import ArchitectureFacts, TapFacts
 from kdcore.models.networks import build, skeleton
-from kdcore.taps import Taps
+from kdcore.models.taps import Taps
 
 MOST = 4
 """The number of block ends that are tapped, from the deepest; everything before them counts as stem."""

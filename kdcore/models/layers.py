@@ -88,7 +88,6 @@ def conv_norm(
     """Return activation(norm(conv(maps)) + shortcut); what is None is left out."""
     folded = _folded(conv, norm, activation) if FOLDED in vars(conv) and maps_NCHW.device.type == "cpu" else None
     if folded is not None and not _learns(maps_NCHW, conv) and not _tapped(conv, norm, activation):
-        _ran_as(FOLDED, conv)
         return folded(maps_NCHW, shortcut, activation)
     maps = _convolved(conv, maps_NCHW)
     if norm is not None:
@@ -168,6 +167,7 @@ def _convolved(conv: nn.Module, maps_NCHW: Tensor) -> Tensor:
     `_Depthwise`."""
     own = kernels.conv3x3(conv, maps_NCHW)
     if own is not None:
+        _ran_as(OWN, conv)
         return own
     slow = (
         type(conv) is nn.Conv2d
@@ -241,12 +241,13 @@ def _tapped(*modules: nn.Module | None) -> bool:
     )
 
 
-FUSED = "fused"
+FUSED, OWN = "fused", "own"
 FOLDED = "folded"
 """The attribute of modules in which `fold` keeps its state. It is no parameter and no buffer: the network's state, so
 its checkpoints and exports, stays that of its own layers."""
 _RAN = "ran"
-"""The attribute of modules with the forms, FUSED or FOLDED, in which they have run since `forget_forms`."""
+"""The attribute of modules with the forms in which they have run since `forget_forms`: a batch norm that was FUSED, a
+convolution that was FOLDED, or computed by our OWN kernel."""
 
 
 def _ran_as(form: str, module: nn.Module) -> None:
@@ -261,7 +262,7 @@ def ran_as(form: str, modules: Iterable[nn.Module]) -> int:
 def forget_forms(network: nn.Module) -> None:
     """Let `ran_as` count what runs from now on."""
     for module in network.modules():
-        vars(module).pop(_RAN, None)
+        vars(module).get(_RAN, set()).clear()
 
 
 _ATTRIBUTES: dict[type[nn.Module], tuple[str, list[float], str | None]] = {
@@ -350,6 +351,8 @@ class _Folded:
     activation: tuple[str, list[float], str | None]
     own: Packed | None
     """The weights for our own kernel, where it is used."""
+    ran: set[str]
+    """The convolution's forms in which it has run."""
 
     @classmethod
     def of(
@@ -370,13 +373,16 @@ class _Folded:
         own = kernels.packed3x3(conv, weight.float()) if precision == torch.bfloat16 else None
         weight = torch.ops.mkldnn._reorder_convolution_weight(weight, *places, None)
         attributes = ("none", [], None) if activation is None else _ATTRIBUTES[type(activation)]
-        return cls(weight, bias.float(), bias.to(precision), precision, *places, attributes, own)
+        ran = vars(conv).setdefault(_RAN, set())
+        return cls(weight, bias.float(), bias.to(precision), precision, *places, attributes, own, ran)
 
     def __call__(self, maps_NCHW: Tensor, shortcut: Tensor | None, activation: nn.Module | None) -> Tensor:
+        self.ran.add(FOLDED)
         maps = maps_NCHW.contiguous(memory_format=torch.channels_last)
         if shortcut is not None:
             shortcut = shortcut.to(self.precision).contiguous(memory_format=torch.channels_last)
         if self.own is not None and kernels.convolves() and self.own.fits(maps):
+            self.ran.add(OWN)
             relu = type(activation) is nn.ReLU
             sums = self.own(rounded(maps), self.bias, shortcut, relu)
             return sums if relu or activation is None else activation(sums)

@@ -26,6 +26,8 @@ from kdcore.models.layers import Network
 class NativeEnsemble:
     """The scheme. `students` are fresh, one for each branch; the trunk is the first one's."""
 
+    teacher = None
+
     def __init__(self, students: list[Classifier], image_size: tuple[int, int], rampup_epochs: int) -> None:
         first = students[0]
         networks = [student.network for student in students]
@@ -43,13 +45,13 @@ class NativeEnsemble:
         ensemble = self.ensemble(batch.inputs)
         branches = [View(ensemble.taps[path]) for path in self.branches]
         teacher = View(ensemble.logits.detach())
-        share = rampup(batch.epoch, self.rampup_epochs)
+        share = rampup(batch.epoch + 1, self.rampup_epochs)
         lessons = tuple(Lesson(branch, teacher, batch, share) for branch in branches)
         return StepOutput((*branches, View(ensemble.logits)), batch.labels, lessons)
 
 
 def rampup(epoch: int | Tensor, epochs: int) -> float | Tensor:
-    """exp(-5 (1 - epoch / epochs)²) up to `epochs`, 1 after it."""
+    """exp(-5 (1 - epoch / epochs)²) up to `epochs`, 1 after it. Epochs count from 1, as in the authors' code."""
     if isinstance(epoch, Tensor):
         return (-5 * (1 - epoch / max(epochs, 1)).clamp(min=0).square()).exp()
     return 1.0 if epoch >= epochs else math.exp(-5 * (1 - epoch / epochs) ** 2)

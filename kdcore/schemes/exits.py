@@ -23,6 +23,8 @@ from kdcore.lesson import EMBEDDING, Batch, Lesson, StepOutput, View
 class Exits:
     """The scheme. `paths` are the exit places, shallow to deep; `embedding` is the tap of the deepest features."""
 
+    teacher = None
+
     def __init__(
         self, student: Classifier, paths: Sequence[str], embedding: str, num_classes: int, image_size: tuple[int, int]
     ) -> None:  # fmt: skip

@@ -20,6 +20,8 @@ from kdcore.lesson import NOTHING, Batch, Lesson, Needs, StepOutput, View
 class Mutual:
     """The scheme; its models are `student`, `student-2`, `student-3`, …"""
 
+    teacher = None
+
     def __init__(self, students: Sequence[Classifier], needs: Needs = NOTHING) -> None:
         self.students = list(students)
         first, *others = self.students

@@ -6,7 +6,7 @@ Shapes: N batch, K classes, k members of an ensemble.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from kdcore.classifier import Classifier, answered
+from kdcore.data.views import Batches
 from kdcore.lesson import NOTHING, Batch, Lesson, Needs, StepOutput, Teacher, View
 
 
@@ -44,6 +45,8 @@ class Offline:
 class Alone:
     """A student with labels alone: supervised training, and the baseline of every distillation."""
 
+    teacher = None
+
     def __init__(self, student: Classifier) -> None:
         self.student = student
         self.models = {"student": student}
@@ -71,7 +74,7 @@ class Preparation:
         return StepOutput((), batch.labels, (Lesson(view, view, batch),))
 
 
-class TeacherAhead:
+class TeacherAhead(Teacher):
     """A teacher that sees the next batch in a thread of its own, while the student learns from the present one.
 
     That thread computes with `threads` threads, and the caller with as many as before: torch counts them for each by
@@ -80,7 +83,7 @@ class TeacherAhead:
     """
 
     def __init__(self, teacher: Teacher, threads: int) -> None:
-        self.teacher = teacher
+        self.teacher, self.members = teacher, teacher.members
         self._views: dict[int, tuple[Batch, Future[View]]] = {}
         """By the identity of the batch, which is kept with it."""
         own = torch.get_num_threads()
@@ -89,10 +92,10 @@ class TeacherAhead:
         # A thread that begins later takes the number that was set last, in whatever thread.
         torch.set_num_threads(own)
 
-    def through(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+    def through(self, batches: Batches) -> Iterator[Batch]:
         """Yield the batches; the teacher begins with the next one before each is yielded."""
         waiting = deque[Batch]()
-        for batch in batches:
+        for batch in self.teacher.through(batches):
             self._expect(batch)
             waiting.append(batch)
             if len(waiting) > 1:
@@ -112,10 +115,6 @@ class TeacherAhead:
         """End the thread. Views that were not asked for are dropped."""
         self._thread.shutdown(wait=True, cancel_futures=True)
         self._views.clear()
-
-    @property
-    def members(self) -> Sequence[Classifier]:
-        return self.teacher.members
 
     def show(self, needs: Needs) -> None:
         self.teacher.show(needs)

@@ -116,6 +116,7 @@ LACKS: dict[str, Callable[[dict[str, Any]], bool]] = {
         not (computing["used"]["kernels"]["used"] or computing["used"]["folded"]["used"])
     ),
     "unfused norms": lambda computing: not computing["used"]["kernels"]["used"],
+    "oneDNN's convolutions": lambda computing: not computing["used"]["convolutions"]["used"],
     "unfolded teacher": lambda computing: not computing["used"]["folded"]["used"],
     "overlap on": lambda computing: computing["used"]["overlap"]["used"],
     "cache off": lambda computing: not computing["used"]["teacher_cache"]["used"],
@@ -127,11 +128,12 @@ LACKS: dict[str, Callable[[dict[str, Any]], bool]] = {
 @pytest.mark.slow
 def test_levers_each_changes_what_it_says_and_the_default_does_not(arena: Arena, tmp_path: Path) -> None:
     default = _of_a_first_step(arena, tmp_path / "default")
-    used = {name: default["used"][name]["used"] for name in ("kernels", "folded")}
+    used = {name: default["used"][name]["used"] for name in ("kernels", "convolutions", "folded")}
     has = {
         "precision fp32": default["bf16"],
         "kernels eager": used["kernels"] or used["folded"],
         "unfused norms": used["kernels"],
+        "oneDNN's convolutions": used["convolutions"],
         "unfolded teacher": used["folded"],
     }
     assert set(engine.LEVERS) == set(LACKS)

@@ -35,8 +35,8 @@ class Chain:
         began, taught_by = {}, {}
 
         class Watched(TrialSetup):
-            def __init__(self, trial, job, teacher, cache=None) -> None:
-                super().__init__(trial, job, teacher, cache)
+            def __init__(self, trial, job, teacher) -> None:
+                super().__init__(trial, job, teacher)
                 began[trial.name] = copied(self.students[0].network.state_dict())
                 taught_by[trial.name] = teacher and copied(teacher.members[0].network.state_dict())
 

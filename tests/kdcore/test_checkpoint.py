@@ -10,7 +10,7 @@ from kdcore import checkpoint
 from kdcore.checkpoint import Progress
 from kdcore.device import Computing
 from kdcore.exports import safetensors
-from kdcore.training import Outcome
+from kdcore.measure.grading import Outcome
 from tests.disks import with_disks
 from tests.kdcore.engine import as_by_the_version_before
 

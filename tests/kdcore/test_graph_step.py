@@ -119,11 +119,11 @@ def test_a_step_reads_no_value_on_the_host_and_mixes_no_devices(case, files, mon
         job.teacher = job.teacher.to(META)
     for training in stages(job):
         training.learners.train()
-        batch = training._batch(training.training_set.rows[:BATCH])
+        batch = training.batches.of(training.training_set.rows[:BATCH])
         epoch = torch.ones((), device=META)
         held = Batch(batch.inputs, batch.labels, batch.index, epoch, batch.view_ids, batch.sized)
         with OnOneDevice():
-            training._batch(training.training_set.rows[:BATCH])
+            training.batches.of(training.training_set.rows[:BATCH])
             training._step(held)
         assert set(training.sums) >= {"loss", "label_loss"}
 
@@ -173,7 +173,7 @@ def trained(training: StageTraining, steps: range = range(3)) -> dict[str, Tenso
     training.steps_per_epoch = 2
     for step in steps:
         training.position.epoch, training.position.step = divmod(step, 2)
-        training._step(training._batch(training.training_set.rows[step * BATCH :][:BATCH]))
+        training._step(training.batches.of(training.training_set.rows[step * BATCH :][:BATCH]))
     state = {
         "learners": dict(training.learners.state_dict()),
         "averages": [a.state for a in training.averages.values()],

@@ -7,7 +7,7 @@ NOTHING = torch.empty(0)
 
 
 @pytest.mark.parametrize(
-    ("epoch", "epochs", "weight"), [(1, 20, 0.05), (10, 20, 0.5), (20, 20, 1), (21, 20, 1), (1, 0, 1)], ids=str
+    ("epoch", "epochs", "weight"), [(0, 20, 0.05), (9, 20, 0.5), (19, 20, 1), (20, 20, 1), (0, 0, 1)], ids=str
 )
 def test_warmed_up_rises_in_a_line_to_one_as_a_number_and_as_a_tensor(epoch, epochs, weight):
     assert Batch(NOTHING, NOTHING, NOTHING, epoch).warmed_up(epochs) == pytest.approx(weight)

@@ -49,6 +49,8 @@ def test_average_weights_follow_and_counters_are_copied():
     assert average.state["weight"].item() == pytest.approx(1.2)
     assert average.state["running_mean"].item() == pytest.approx(1.0)
     assert average.state["num_batches_tracked"].item() == 7
+    average.begin(net)
+    assert average.state["weight"].item() == 3 and average.state["weight"] is not net.weight
 
 
 @pytest.mark.parametrize("spec", [Sgd(), Sgd(momentum=0, weight_decay=0), Sgd(nesterov=True), AdamW()], ids=str)

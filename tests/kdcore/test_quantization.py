@@ -13,6 +13,7 @@ from kdcore.classifier import Classifier, FrozenTeacher
 from kdcore.data.images import Images, TrainingSet
 from kdcore.graph_step import GraphStep
 from kdcore.lesson import Needs, Scheme
+from kdcore.measure.grading import Outcome
 from kdcore.objectives import Objective, Setting, build
 from kdcore.quantization import FakeQuantization, keep_in_eval, of_tensors, rounded_activation, rounded_weight
 from kdcore.schemes.exits import Exits
@@ -20,7 +21,7 @@ from kdcore.schemes.mutual import Mutual
 from kdcore.schemes.offline import Alone, Offline, TeacherAhead
 from kdcore.spec import Training
 from kdcore.spec.methods.response import Kd
-from kdcore.training import Observer, Outcome, StageTraining
+from kdcore.training import Observer, StageTraining
 from tests.kdcore.engine import copied, same
 
 
@@ -328,6 +329,21 @@ def test_classifier_that_rounds_computes_in_float32_and_follows_in_train_mode_on
     assert rounding.ranges() != before
 
 
+def test_classifier_begin_rounding_measures_ranges_in_eval_mode_from_which_another_one_continues():
+    batches = [torch.randint(0, 256, (8, 1, 4, 4), dtype=torch.uint8) for _ in range(2)]
+    model, by_hand, continued = (classifier(0, dropout=0.5) for _ in range(3))
+    before, seen = copied(model.network.state_dict()), []
+    model.train().begin_rounding(batches, seen.append)
+    by_hand.eval().rounding = rounding = FakeQuantization()
+    with torch.no_grad(), rounding.measuring():
+        for pixels in batches:
+            by_hand(pixels)
+    assert model.rounding.ranges() == rounding.ranges() and seen == [8, 8]
+    assert not model.network.training and same(model.network.state_dict(), before)
+    continued.train().continue_rounding(rounding.ranges())
+    assert torch.equal(continued.eval()(batches[0]).logits, by_hand(batches[0]).logits)
+
+
 def test_keep_in_eval_is_for_good():
     model = classifier(0, dropout=0.5)
     keep_in_eval(model.network)
@@ -405,7 +421,7 @@ def test_stage_training_for_int8_keeps_the_statistics_that_were_measured_before(
     start = state_after(2, 2)
     one = taught(2)
     one.restore(start)
-    graded = one._graded("student")[0]
+    graded = one.grading.graded("student")[0]
     outcome = one.run()["student"]
     statistics = [name for name in graded if "running" in name]
     assert all(torch.equal(outcome.last[name], graded[name]) for name in statistics)
@@ -463,7 +479,6 @@ def test_stage_training_for_int8_rounds_no_teacher_that_runs_ahead_in_its_thread
     in_turn = taught(2, student=classifier(0)).run()["student"]
     with closing(TeacherAhead(FrozenTeacher(classifier(1)), 1)) as ahead:
         beside = training(Offline(classifier(0), ahead), 2)
-        beside.through = ahead.through
         assert same(beside.run()["student"].best, in_turn.best)
 
 

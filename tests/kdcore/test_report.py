@@ -12,10 +12,10 @@ from kdcore.classifier import Classifier, FrozenTeacher, TeacherEnsemble
 from kdcore.data import load
 from kdcore.data.images import Data
 from kdcore.measure import evaluate
+from kdcore.measure.grading import Outcome
 from kdcore.report import logits_row
 from kdcore.run import run
 from kdcore.spec import Dataset, parse
-from kdcore.training import Outcome
 from tests.kdcore.engine import events, job, workspace, write_arrays, write_teacher
 
 LABELS = torch.tensor([0, 1, 2, 0])

@@ -127,16 +127,14 @@ def test_stage_training_a_teacher_that_runs_ahead_teaches_the_same_bits_and_resu
 
     with closing(TeacherAhead(FrozenTeacher(classifier(1)), 1)) as ahead:
         stopped = taught(ahead, after_step=stop)
-        stopped.through = ahead.through
         with pytest.raises(Stop):
             stopped.run()
     with closing(TeacherAhead(FrozenTeacher(classifier(1)), 1)) as ahead:
         resumed = taught(ahead)
-        resumed.through = ahead.through
         resumed.restore(states[-1])
         resumed.run()
     assert same(resumed.learners.state_dict(), in_turn.learners.state_dict())
-    assert same(resumed.best["student"].weights, in_turn.best["student"].weights)
+    assert same(resumed.grading.best["student"].weights, in_turn.grading.best["student"].weights)
 
 
 def test_stage_training_clipping_bounds_the_step_of_each_student_by_itself():
@@ -269,19 +267,19 @@ def test_each_model_that_comes_out_is_graded_and_kept_at_its_own_best():
 def test_stage_training_no_held_out_image_is_trained_on():
     seen = set()
     one = training(Alone(classifier(0)), {"epochs": 4, "validation_fraction": 0.25, "batch_size": 5})
-    batch = one._batch
-    one._batch = lambda index: (seen.update(index.tolist()), batch(index))[1]
+    run = one.scheme.run
+    one.scheme.run = lambda batch: (seen.update(batch.index.tolist()), run(batch))[1]
     one.run()
     assert len(seen) == 30 and len(one.training_set.held_out) == 10
 
 
-def test_stage_training_a_batch_knows_its_epoch_from_one_on():
+def test_stage_training_a_batch_knows_its_epoch():
     epochs = []
     one = training(Alone(classifier(0)), {"epochs": 3})
-    batch = one._batch
-    one._batch = lambda index: (epochs.append(batch(index).epoch), batch(index))[1]
+    run = one.scheme.run
+    one.scheme.run = lambda batch: (epochs.append(batch.epoch), run(batch))[1]
     one.run()
-    assert epochs == [1, 1, 2, 2, 3, 3]
+    assert epochs == [0, 0, 1, 1, 2, 2]
 
 
 def test_stage_training_an_objective_is_built_from_a_lesson_that_moves_nothing():
@@ -407,7 +405,7 @@ def test_stage_training_draws_nothing_for_the_measurement():
     one.run()
     assert torch.equal(torch.get_rng_state(), state) is False, "the dropout of the steps draws"
     state = torch.get_rng_state()
-    one._graded("student")
+    one.grading.graded("student")
     assert torch.equal(torch.get_rng_state(), state)
 
 
@@ -417,37 +415,9 @@ def test_stage_training_without_batch_norm_both_kinds_of_statistics_are_the_same
     for one in made:
         torch.manual_seed(1)
         outcome = one.run()["student"]
-        assert one.compare_statistics("student", outcome) is None
+        assert one.grading.compare_statistics("student", outcome) is None
         states.append((outcome.best, outcome.last))
     assert same(states[0][0], states[1][0]) and same(states[0][1], states[1][1])
-
-
-def bright_or_dark() -> TrainingSet:
-    """Two classes that one place tells apart; 100 images are held out."""
-    labels = torch.arange(300) % 2
-    pixels = torch.randint(0, 40, (300, 1, 4, 4), generator=torch.Generator().manual_seed(0)) + 120
-    pixels[labels == 1] += 60
-    images = Images(pixels.to(torch.uint8), labels)
-    return TrainingSet(images, torch.arange(200), images.take(torch.arange(200, 300)))
-
-
-@pytest.mark.parametrize(("kind", "kept"), [("measured", STATISTICS), ("running", set())])
-def test_stage_training_compare_statistics_finds_averages_that_have_not_converged(kind, kept):
-    one = training(**with_batch_norm(0, 1e-6), recipe={"epochs": 4, "batch_norm": kind}, training_set=bright_or_dark())
-    outcome = one.run()["student"]
-    weights = copied(one.learners.state_dict())
-    measured, running = one.compare_statistics("student", outcome)
-    assert measured > running + 0.2
-    assert outcome.best_accuracy == (measured if kind == "measured" else running)
-    assert set(outcome.running) == kept
-    assert same(one.learners.state_dict(), weights)
-
-
-def test_stage_training_compare_statistics_is_content_with_averages_that_have_converged():
-    recipe = {"epochs": 8, "optimizer": {"name": "sgd", "lr": 1e-3}}
-    one = training(**with_batch_norm(0, 0.1), recipe=recipe, training_set=bright_or_dark())
-    outcome = one.run()["student"]
-    assert one.compare_statistics("student", outcome) is None and outcome.running == {}
 
 
 def prepared(seed: int) -> dict:

@@ -38,7 +38,7 @@ def named(architecture: str, seed: int = 0, classes: int = 3) -> Classifier:
     return Classifier(models.build(architecture, classes, 1), [0.5], [0.25])
 
 
-def batch(labels: Sequence[int], side: int = 4, epoch: int = 1) -> Batch:
+def batch(labels: Sequence[int], side: int = 4, epoch: int = 0) -> Batch:
     generator = torch.Generator().manual_seed(0)
     inputs = torch.randint(0, 256, (len(labels), 1, side, side), dtype=torch.uint8, generator=generator)
     return Batch(inputs, torch.tensor(labels), torch.arange(len(labels)), epoch)

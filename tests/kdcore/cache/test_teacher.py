@@ -1,6 +1,7 @@
 """The cache in front of a teacher: the student's bits never depend on it, and it computes only what is missing."""
 
 import errno
+import itertools
 import json
 import os
 import shutil
@@ -19,6 +20,7 @@ from kdcore.cache.store import ViewStore
 from kdcore.cache.teacher import CachedTeacher
 from kdcore.checkpoint import Stopped
 from kdcore.classifier import FrozenTeacher
+from kdcore.data.views import Batches, Views
 from kdcore.device import Computing
 from kdcore.lesson import View
 from kdcore.prepare import prepare
@@ -322,11 +324,10 @@ def test_timings_count_the_look_ups_of_steps_as_caching_but_not_the_teacher(data
     cache = teacher_cache.in_front(prepare(spec_of(data, teacher), where), where, spent.append)
     monkeypatch.setattr(teacher_cache, "time", SimpleNamespace(monotonic=read))
     monkeypatch.setattr(FrozenTeacher, "forward", slow)
-    setup = prepare(spec_of(data, teacher), where)
-    recipe = setup.spec.training
-    cache.follow(setup.training_set(setup.trials[0]), recipe, 3)
-    batches = [cache._coming.batch(cache._coming.rows(1)[at : at + BATCH], 1) for at in (0, BATCH)]
-    for batch in batches:
+    prepared = prepare(spec_of(data, teacher), where)
+    training_set, recipe = prepared.training_set(prepared.trials[0]), prepared.spec.training
+    batches = cache.through(Batches(training_set, recipe, Views.of(recipe, 3), epoch=0))
+    for batch in itertools.islice(batches, 2):
         cache(batch)
     # The first call tries the teacher on two pieces of noise; a pass that is timed reads the clock twice.
     assert spent == [10 * TRIED + 3 - 1, 3 - 1]

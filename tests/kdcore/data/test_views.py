@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from kdcore.data import views
-from kdcore.data.images import Images
-from kdcore.data.views import Views, order
+from kdcore.data.images import Images, TrainingSet
+from kdcore.data.views import Batches, Views, order
 from kdcore.spec import CachedViews, CropFlip, Cutmix, Mixup, NoAugmentation, RandomResizedCrop, Training
 
 AUGMENTATIONS = [NoAugmentation(), CropFlip(), CropFlip(padding=2, flip=False), RandomResizedCrop()]
@@ -29,6 +29,37 @@ def test_order_is_a_permutation_and_another_one_each_epoch():
 def test_order_never_changes():
     """Resumed jobs rely on it: these numbers are part of the format."""
     assert order(8, seed=7, epoch=3).tolist() == [5, 1, 6, 0, 4, 7, 2, 3]
+
+
+def batches(epoch: int, first_step: int = 0) -> Batches:
+    """Of 22 rows that are trained on, in batches of 5."""
+    recipe = Training(epochs=4, batch_size=5, augmentation="crop_flip", seed=3)
+    training_set = TrainingSet(noise(30), torch.arange(4, 26), noise(4))
+    return Batches(training_set, recipe, Views.of(recipe, 5), epoch, first_step)
+
+
+def test_batches_are_complete_in_the_order_of_the_epoch_and_leave_a_remainder_out():
+    whole = batches(2)
+    expected = torch.arange(4, 26)[order(22, seed=3, epoch=2)][:20]
+    assert torch.equal(whole.rows(), expected)
+    made = list(whole)
+    assert torch.equal(torch.stack([batch.index for batch in made]), expected.view(4, 5))
+    for batch in made:
+        own = whole.views.batch(whole.training_set.images, batch.index, seed=3, epoch=2)
+        assert torch.equal(batch.inputs, own.inputs) and batch.epoch == own.epoch == 2
+        assert torch.equal(whole.of(batch.index).inputs, batch.inputs)
+    assert not torch.equal(batches(3).rows(), expected)
+
+
+@pytest.mark.parametrize("first", [0, 3, 4])
+def test_batches_from_a_step_on_are_the_rest_and_the_rows_are_expected_in_their_order(first, monkeypatch):
+    whole, told = list(batches(1)), []
+    monkeypatch.setattr(Images, "expect", lambda _, rows: told.append(rows.tolist()))
+    rest = batches(1, first)
+    assert torch.equal(rest.rows(), batches(1).rows())
+    made = list(rest)
+    assert [batch.index.tolist() for batch in made] == [batch.index.tolist() for batch in whole[first:]]
+    assert told == [[row for batch in whole[first:] for row in batch.index.tolist()]]
 
 
 @pytest.mark.parametrize("augmentation", AUGMENTATIONS, ids=lambda a: a.name)
@@ -132,7 +163,7 @@ def test_few_views_are_taken_in_turn(augmentation):
     epochs = [few.batch(images, index, seed=2, epoch=epoch) for epoch in range(7)]
     for epoch, batch in enumerate(epochs):
         assert torch.equal(batch.inputs, free.batch(images, index, seed=2, epoch=epoch % 3).inputs)
-        assert batch.epoch == epoch + 1 and torch.equal(batch.view_ids, epochs[epoch % 3].view_ids)
+        assert batch.epoch == epoch and torch.equal(batch.view_ids, epochs[epoch % 3].view_ids)
     assert not torch.equal(epochs[0].inputs, epochs[1].inputs)
 
 
@@ -145,7 +176,7 @@ def test_views_of_a_recipe_are_as_many_as_it_says():
 
 def test_views_a_batch_has_the_rows_and_the_epoch_from_one_on():
     batch = Views(CropFlip(), None, 5).batch(noise(), torch.tensor([7, 2]), seed=0, epoch=3)
-    assert batch.index.tolist() == [7, 2] and batch.epoch == 4
+    assert batch.index.tolist() == [7, 2] and batch.epoch == 3
 
 
 def test_boxes_have_the_areas_and_ratios_that_were_asked_for():

@@ -11,10 +11,10 @@ from safetensors import safe_open
 from kdcore import quantization
 from kdcore.classifier import Classifier
 from kdcore.exports import FileRow, int8_table
+from kdcore.measure.grading import Outcome
 from kdcore.models import build
 from kdcore.prepare import prepare
 from kdcore.run import run
-from kdcore.training import Outcome
 from tests.kdcore.engine import distilled, job, supervised, workspace, write_arrays, write_teacher
 
 FILES = [

@@ -85,7 +85,7 @@ def stopped(folder, monkeypatch, steps: int, **fields):
         step(self, batch)
         if self.global_step + 1 == steps:
             where.stop_requested = True
-            graded.append(self._graded("student")[0] if "student" in self.scheme.models else None)
+            graded.append(self.grading.graded("student")[0] if "student" in self.scheme.models else None)
 
     with monkeypatch.context() as patch:
         patch.setattr(StageTraining, "_step", counted)

@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from torch import nn
 
 from kdcore import device, kernels, models
@@ -40,7 +41,7 @@ def teacher(tmp_path_factory):
     return write_teacher(tmp_path_factory.mktemp("teacher") / "t.safetensors")
 
 
-def without_a_compiler(_):
+def without_a_compiler(*_):
     kernels.disable()
     return kernels.Support(False, "eager: no compiler was found")
 
@@ -61,17 +62,46 @@ def test_used_counts_the_layers_of_each_stage_that_ran_in_the_faster_form(data, 
         assert student["kernels"] == alone["kernels"] == {"used": True, "places": 3, "of": 3, "why": ""}
     else:
         assert student["kernels"] == {"used": False, "places": 0, "of": 3, "why": report["note"]}
+    none = {"used": False, "places": 0, "of": 6, "why": "it is for bfloat16"}
+    assert student["convolutions"] == none and alone["convolutions"] == {**none, "of": 3}
     assert student["teacher_cache"] == YES
     assert student["overlap"] == {**NOT, "why": "training.overlap is false"}
     assert student["graph"] == alone["graph"] == {**NOT, "why": "training.step is 'eager'"}
     assert alone["folded"] == alone["overlap"] == alone["teacher_cache"] == NO_TEACHER
 
 
+def test_used_counts_our_own_convolutions_of_student_and_teacher(data, teacher, tmp_path, own_convolutions):
+    """convnet16 has maps of 16 channels and more; on images of 8 pixels, only the first are wide enough."""
+    recipe = {**RECIPE, "precision": "bf16"}
+    fields = {"student": "convnet16", "method": "kd", "baseline": "none", "training": recipe}
+    found = computing_of(job(data, teacher, **fields), tmp_path)["used"]["student"]["convolutions"]
+    assert found["used"] and 0 < found["places"] < found["of"] == 6
+    assert found["why"] == "it is for 3 × 3 convolutions of 16, 32, … channels that no method reads"
+
+
+@pytest.mark.parametrize(
+    ("computing", "flags", "why"),
+    [
+        (Computing("cpu", True, 1, kernels=True), {"avx512_bf16"}, "the job began without it"),
+        (Computing("cpu", True, 1, kernels=True), set(), "it is for CPUs with AVX512_BF16"),
+        (Computing("cpu", True, 1, note="eager: no compiler"), {"avx512_bf16"}, "eager: no compiler"),
+        (Computing("cpu", False, 1, kernels=True), {"avx512_bf16"}, "it is for bfloat16"),
+        (Computing("cuda", True, 1), set(), "it is for CPUs"),
+    ],
+)
+def test_used_says_why_there_are_no_convolutions_of_our_own(computing, flags, why, monkeypatch):
+    monkeypatch.setattr(levers.cores, "flags", lambda: flags)
+    training = SimpleNamespace(learners=nn.Conv2d(1, 1, 3), scheme=SimpleNamespace(teacher=None))
+    spec = SimpleNamespace(training=SimpleNamespace(kernels="auto"))
+    of_job = SimpleNamespace(computing=computing, device=torch.device(computing.device), spec=spec)
+    assert levers._convolutions(of_job, training) == {"used": False, "places": 0, "of": 1, "why": why}
+
+
 def test_used_says_what_the_job_has_turned_off(data, teacher, tmp_path):
     recipe = {**RECIPE, "kernels": "eager", "teacher_cache": "off"}
     used = computing_of(job(data, teacher, method="kd", baseline="none", training=recipe), tmp_path)["used"]["student"]
     none = {"used": False, "places": 0, "of": 3, "why": "training.kernels is 'eager'"}
-    assert used["folded"] == used["kernels"] == none
+    assert used["folded"] == used["kernels"] == none and used["convolutions"] == {**none, "of": 6}
     assert used["teacher_cache"] == {**NOT, "why": "training.teacher_cache is 'off'"}
 
 

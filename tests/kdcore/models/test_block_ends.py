@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from kdcore import models
 from kdcore.catalog.architectures import ARCHITECTURES, FIELD, architecture
 from kdcore.models.networks import skeleton
-from kdcore.taps import Taps
+from kdcore.models.taps import Taps
 
 KINDS = ["alexnet", "densenet121", "mobilenet_v2", "mnasnet0_5", "regnet_y_400mf", "resnet18", "swin_t", "vgg11_bn"]
 QUICK = [*FIELD, *(f"torchvision/{kind}" for kind in KINDS)]

@@ -7,7 +7,7 @@ from base.errors import SpecInvalid
 from kdcore import models
 from kdcore.catalog.architectures import architecture
 from kdcore.models.networks import skeleton
-from kdcore.taps import Taps
+from kdcore.models.taps import Taps
 
 needs_timm = pytest.mark.skipif(importlib.util.find_spec("timm") is None, reason="the extra distillery[timm] is absent")
 

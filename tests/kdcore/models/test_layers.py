@@ -14,7 +14,7 @@ from kdcore.catalog.architectures import architecture
 from kdcore.kernels.convolution import Packed
 from kdcore.models import layers
 from kdcore.models.layers import InTurn, conv_norm, fold, norm_act, run_in_turn, with_shortcut
-from kdcore.taps import Taps
+from kdcore.models.taps import Taps
 
 FAMILIES = ["resnet8", "resnet8_option_a", "wrn_16_1", "vgg8", "mobilenetv2_x0_5", "shufflenetv1", "shufflenetv2"]
 FAMILIES += ["convnet4", "torchvision/resnet18", "torchvision/mobilenet_v3_small", "torchvision/densenet121"]

@@ -7,7 +7,7 @@ from base.errors import SpecInvalid
 from kdcore import models
 from kdcore.catalog.architectures import ARCHITECTURES, FIELD, architecture
 from kdcore.models.networks import skeleton
-from kdcore.taps import Taps
+from kdcore.models.taps import Taps
 
 # Computed from the distillation papers' reference definitions. name: (100 classes, 10 classes)
 PUBLISHED = {

@@ -38,7 +38,7 @@ def lesson(
     *,
     labels: Tensor = NOTHING,
     index: Tensor = NOTHING,
-    epoch: int = 1,
+    epoch: int = 0,
     layers: Mapping[str, nn.Module] | None = None,
 ) -> Lesson:
     """A lesson of given logits or given taps."""

@@ -19,7 +19,7 @@ def objective(*taps: str, mid_channels: int = 512, warmup_epochs: int = 0) -> Kn
     return KnowledgeReview(options, SETTING)
 
 
-def maps(epoch: int = 1) -> Lesson:
+def maps(epoch: int = 0) -> Lesson:
     student = {"early": normal(4, 3, 6, 6), "late": normal(4, 4, 3, 3, seed=1), "embedding": normal(4, 4, seed=2)}
     teacher = {"early": normal(4, 5, 6, 6), "late": normal(4, 6, 3, 3, seed=1), "embedding": normal(4, 6, seed=2)}
     return lesson(student, teacher, epoch=epoch)
@@ -105,7 +105,7 @@ def test_knowledge_review_sums_the_losses_of_its_blocks():
 
 
 @pytest.mark.parametrize(
-    ("epoch", "warmup_epochs", "factor"), [(1, 20, 0.05), (5, 20, 0.25), (20, 20, 1), (50, 20, 1), (1, 0, 1)], ids=str
+    ("epoch", "warmup_epochs", "factor"), [(0, 20, 0.05), (4, 20, 0.25), (19, 20, 1), (49, 20, 1), (0, 0, 1)], ids=str
 )
 def test_knowledge_review_grows_over_the_warmup(epoch, warmup_epochs, factor):
     warming, warm = (built(objective("early", warmup_epochs=epochs), maps()) for epochs in (warmup_epochs, 0))

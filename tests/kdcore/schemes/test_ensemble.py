@@ -119,7 +119,7 @@ def test_native_ensemble_the_labels_reach_the_gate_through_the_ensemble():
 def test_rampup_the_weight_rises_as_in_the_authors_code(epoch, weight):
     assert rampup(epoch, 80) == pytest.approx(weight)
     assert rampup(torch.tensor(float(epoch)), 80).item() == pytest.approx(weight)
-    (lesson, *_) = scheme(rampup_epochs=80).run(batch([0, 1, 2, 0], side=8, epoch=epoch)).lessons
+    (lesson, *_) = scheme(rampup_epochs=80).run(batch([0, 1, 2, 0], side=8, epoch=epoch - 1)).lessons
     assert lesson.share == pytest.approx(weight)
 
 

@@ -7,7 +7,7 @@ from torch import nn
 
 from base.errors import SpecInvalid
 from kdcore.classifier import FrozenTeacher, TeacherEnsemble
-from kdcore.lesson import Needs
+from kdcore.lesson import Needs, Teacher
 from kdcore.schemes.offline import Alone, Offline, Preparation, TeacherAhead
 from kdcore.training import label_loss
 from tests.kdcore.tiny import batch, constant, linear, named
@@ -146,10 +146,11 @@ def test_preparation_no_network_learns_and_none_comes_out():
     assert scheme.learners() == [] and scheme.models == {}
 
 
-class Noting:
+class Noting(Teacher):
     """A teacher that notes what it sees, and in which thread."""
 
     def __init__(self) -> None:
+        self.members = []
         self.seen: list[tuple[int, str, int]] = []
 
     def __call__(self, batch):
@@ -178,7 +179,7 @@ def test_teacher_ahead_has_begun_with_the_next_batch_when_one_is_passed_on():
 def test_teacher_ahead_threads_are_counted_for_each_thread_and_its_own_ends_with_it():
     teacher, own, alive = Noting(), torch.get_num_threads(), threading.active_count()
     with closing(TeacherAhead(teacher, own + 1)) as ahead:
-        assert ahead(batch([0])) == 1 and torch.get_num_threads() == own
+        assert ahead(batch([0])) == 0 and torch.get_num_threads() == own
         torch.set_num_threads(own)  # Changes nothing for the other thread.
         ahead(batch([0]))
     assert {(name.split("_")[0], threads) for _, name, threads in teacher.seen} == {("teacher", own + 1)}
@@ -199,6 +200,15 @@ def test_teacher_ahead_views_that_nobody_asked_for_are_dropped_at_the_end():
     next(ahead.through(batches(1, 13, 3)))
     ahead.close()
     assert threading.active_count() == alive
+
+
+def test_teacher_ahead_the_teacher_sees_the_batches_of_the_epoch_first():
+    teacher, told = Noting(), []
+    teacher.through = lambda given: told.append(given) or given[1:]
+    given = batches(1, 2, 3)
+    with closing(TeacherAhead(teacher, 1)) as ahead:
+        assert list(ahead.through(given)) == given[1:] and told == [given]
+    assert Teacher.through(teacher, given) is given
 
 
 def test_teacher_ahead_answers_as_the_teacher_that_it_runs():

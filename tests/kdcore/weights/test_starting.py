@@ -251,7 +251,7 @@ def first_step(folder: Path, **student: Any) -> dict[str, torch.Tensor]:
     training = setup(built(folder, started(folder, **student), training=recipe)).training(0, SILENT)
     before = {name: value.clone() for name, value in network_of(training).named_parameters()}
     training.learners.train()
-    training._step(training._batch(training.training_set.rows[:36]))
+    training._step(training.batches.of(training.training_set.rows[:36]))
     return {name: value.detach() - before[name] for name, value in network_of(training).named_parameters()}
 
 

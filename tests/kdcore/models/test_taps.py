@@ -8,7 +8,7 @@ from torch import Tensor, distributed, nn
 from torch.utils.checkpoint import checkpoint
 
 from base.errors import SpecInvalid
-from kdcore.taps import Taps
+from kdcore.models.taps import Taps
 
 
 def network(inplace: bool = False) -> nn.Sequential:
