@@ -130,9 +130,11 @@ class Timings(TypedDict, total=False):
     """Reading the teacher and building the networks."""
     teacher_check: float
     caching: float
-    """Looking up and keeping the teacher's outputs, as far as that is no part of a step."""
+    """Looking up and keeping the teacher's outputs, within steps, too: reading and writing records, and cutting the
+    views of later batches that fill up a piece; not the teacher's own passes, but those in which it is tried. With
+    `overlap` only opening and closing, because the rest is done beside the student."""
     training: dict[str, float]
-    """By trial, without `held_out`."""
+    """By trial, without `held_out` and `caching`."""
     held_out: float
     """Measuring models on held-out images after each epoch, of all trials."""
     evaluating: float
@@ -411,6 +413,17 @@ class Int8Table(TypedDict):
     rows: list[Int8Row]
 
 
+class KeptLogits(TypedDict):
+    """Logits that are kept on the host for later jobs: of a teacher, or of another job's baseline, on test images, on
+    held-out ones, and on those of the teacher check. Of the last attempt."""
+
+    taken: int
+    """How many times they were there already."""
+    measured: int
+    notes: list[str]
+    """What could not be read, or is not kept, and why."""
+
+
 class Report(TypedDict):
     """The result of a job: the teacher, its student, and the same student trained without the teacher. `docs/report.md`
     has every field."""
@@ -436,11 +449,18 @@ class Report(TypedDict):
     """What was measured: seconds of a step by stage (`student/int8`: of epochs that train for int8), of an evaluated
     image and of the files; memory, device, precision."""
     teacher_cache: NotRequired[dict[str, Any] | None]
-    """Of the last attempt: views of the teacher that were stored already (`hits`) or computed (`misses`), seconds of
-    computing, bytes stored, and `notes` where something was not kept. Null without a teacher."""
+    """Of the last attempt: views of the teacher that were stored already (`hits`) or computed (`misses`); of these,
+    those that were `stored` and `not_kept`; seconds of computing, bytes of the entry, and in `notes` why something was
+    not kept. Null without a teacher."""
+    kept_logits: NotRequired[KeptLogits]
     timings: NotRequired[Timings]
     computing: NotRequired[dict[str, Any]]
-    """How the job computed: device, bf16, threads and why, kernels, convolutions, folded, step, overlap; and the memory allocator."""
+    """How the job computed: device, bf16, threads and why, the memory allocator, and what it was allowed to use where
+    it fits: kernels, convolutions, folded, step, overlap. `used` says what ran, counted after the first step: by stage
+    and lever (`folded` convolutions of the teacher, `kernels` of the students' batch norms, `convolutions` of our own,
+    of both, `overlap`, `graph`, `teacher_cache`) an object with `used`, `places` (the layers that it computed; null
+    where it is no matter of layers), `of` (how many there are) and `why` it was not used, or not everywhere. A stage
+    that an earlier version trained has none."""
     warnings: list[WarningView]
     fidelity: NotRequired[FidelityView | None]
     """Null without the teacher's logits of the test images."""

@@ -238,8 +238,6 @@ def _ours(me: Contestant, turns: Turns) -> None:
     if me.fill_steps:
         with suppress(Stopped):
             run_job(me, "fill", lambda training, workspace: _stop_at(me.fill_steps, training, workspace))
-    stored = sum(path.stat().st_size for path in (Path(me.folder) / "cache").glob("*-teacher/*"))
-    view_bytes = stored / (me.fill_steps * me.arena.batch) if stored else None
     last_epoch = 0
 
     first_step = ExitStack()
@@ -254,7 +252,7 @@ def _ours(me: Contestant, turns: Turns) -> None:
             turns.ready(
                 check=write_first_step(training, Path(me.folder)),
                 precision="bf16" if training.scheme.models["student"].bf16 else "fp32",
-                view_bytes=view_bytes,
+                view_bytes=view_bytes(training),
                 **_facts(),
             )
         else:
@@ -265,11 +263,22 @@ def _ours(me: Contestant, turns: Turns) -> None:
 
 def looked_up(training: Any) -> tuple[int, int]:
     """Return the hits and misses of the teacher's cache so far; zeros without one."""
+    cached = _cached(training)
+    return (0, 0) if cached is None else (cached.figures.hits, cached.figures.misses)
+
+
+def view_bytes(training: Any) -> int | None:
+    """Return what one view takes in the teacher's cache, with its key; None if none is kept."""
+    cached = _cached(training)
+    return None if cached is None or cached.why_unused else 8 + cached._layout.size
+
+
+def _cached(training: Any) -> Any:
+    """Return the cache behind a stage's teacher; None without one."""
     teacher = getattr(training.scheme, "teacher", None)
     while teacher is not None and not hasattr(teacher, "figures"):
         teacher = getattr(teacher, "teacher", None)
-    found = getattr(teacher, "figures", None)
-    return (0, 0) if found is None else (found.hits, found.misses)
+    return teacher
 
 
 def _stop_at(step: int, training: Any, workspace: Any) -> None:

@@ -109,6 +109,8 @@ class Field:
     begin_beside_neighbour: tuple[str, ...] = ()
     whole_job: bool = False
     """Add the rows of a whole job with its baseline."""
+    by_epoch: bool = False
+    """Show what an epoch of JOB_IMAGES takes: its seconds, and the memory of the teacher's cache."""
 
 
 @dataclass
@@ -409,13 +411,14 @@ def _contestants(measured: Measured) -> str:
     }
     by_name = {contestant.name: contestant for contestant in measured.field.contestants}
     batches = " and ".join(map(str, sorted({one.arena.batch for one in by_name.values()})))
+    by_epoch = f"| s an epoch of {JOB_IMAGES:,} images | MB of the cache an epoch " * measured.field.by_epoch
     lines = [
         f"{measured.field.name}, batch {batches}. Matrix peak: "
         + (", ".join(f"{slot.removeprefix('peak ')} {rate / 1e9:.0f} GFLOP/s" for slot, rate in peaks.items()) or "–"),
         "",
-        "| contestant | samples/s, median [10th..90th percentile] | of the peak | hits | cores | set-up, s "
+        f"| contestant | samples/s, median [10th..90th percentile] {by_epoch}| of the peak | hits | cores | set-up, s "
         "| memory, MB | threads | first step against float64: loss, gradients' cosine |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "|---|---|---|---|---|---|---|---|---|" + "---|" * by_epoch.count("|"),
     ]
     for slot in measured.field.slots:
         if slot.name in peaks:
@@ -431,12 +434,19 @@ def _contestants(measured: Measured) -> str:
         checked = "–" if check is None else f"{check['loss_error']:.1e}, {check['cosine']:.6f}"
         lines.append(
             f"| {slot.name} | {median(rates):.0f} [{percentile(rates, 0.1):.0f}..{percentile(rates, 0.9):.0f}]{epoch} "
+            f"{_of_an_epoch(slot, median(rates), ready) if by_epoch else ''}"
             f"| {_share(measured, slot, median(rates), peaks)} | {_hits(turns, ready)} "
             f"| {median(turn.cores for turn in turns):.2f} | {ready['setup_s']:.1f} "
             f"| {max(turn.peak_bytes for turn in turns) / 1e6:.0f} | {ready['threads']} "
             f"| {checked} |"
         )
     return "\n".join(lines)
+
+
+def _of_an_epoch(slot: Slot, rate: float, ready: Json) -> str:
+    """Return the cells of one job's epoch: those that run at the same time share the rate."""
+    cached = f"{JOB_IMAGES * ready['view_bytes'] / 1e6:.1f}" if ready.get("view_bytes") else "–"
+    return f"| {len(slot.runs) * JOB_IMAGES / rate:.1f} | {cached} "
 
 
 def _hits(turns: Sequence[Turn], ready: Json) -> str:
@@ -712,11 +722,13 @@ LEVERS: dict[str, Json] = {
 """The default with one thing changed."""
 
 
-def levers_field(of: Arena, folder: Path, names: Sequence[str]) -> Field:
+def levers_field(of: Arena, folder: Path, names: Sequence[str], precision: str) -> Field:
     """Return the default beside itself with one lever changed each, all in the same rounds."""
     plain = contestant("plain, 0 workers", "plain", of, folder)  # It checks the first steps.
-    contestants = [contestant("live", "ours", of, folder)]
-    contestants += [contestant(name, "ours", of, folder, **LEVERS[name]) for name in names]
+    contestants = []
+    for name, change in {"live": {}, **{name: LEVERS[name] for name in names}}.items():
+        training = {"precision": precision, **change.get("training", {})}
+        contestants.append(contestant(name, "ours", of, folder, **{**change, "training": training}))
     rows = [
         Row(f"default against {name}", ("live", name), lambda rates, name=name: rates["live"] / rates[name])
         for name in names
@@ -735,14 +747,15 @@ def growth_fields(options: argparse.Namespace, folder: Path) -> Iterator[Field]:
         return arena(argparse.Namespace(**{**vars(options), **changes}), folder / name)
 
     def ours(name: str, at: Arena, **fields: Any) -> Contestant:
-        return contestant(name, "ours", at, folder / "runs", **fields)
+        training = {"precision": options.precision, **fields.pop("training", {})}
+        return contestant(name, "ours", at, folder / "runs", training=training, **fields)
 
     def ratio(first: str, name: str) -> Row:
         return Row(f"{name} against {first}", (first, name), lambda rates: rates[name] / rates[first])
 
     def compared(name: str, with_: str, *contestants: Contestant) -> Field:
         rows = tuple(ratio(with_, one.name) for one in contestants if one.name != with_)
-        return Field(name, contestants[0].arena, contestants, _slots(contestants), rows)
+        return Field(name, contestants[0].arena, contestants, _slots(contestants), rows, by_epoch=True)
 
     base, wanted = of("base"), options.growth or GROWTH
     if "batch" in wanted:
@@ -772,7 +785,7 @@ def growth_fields(options: argparse.Namespace, folder: Path) -> Iterator[Field]:
         names = [worker.name for worker in workers]
         together = tuple(Slot(f"{n} workers at once", tuple(names[:n])) for n in range(1, cores() + 1))
         rows = tuple(ratio(together[0].name, slot.name) for slot in together[1:])
-        yield Field("workers of one thread each", base, workers, together, rows)
+        yield Field("workers of one thread each", base, workers, together, rows, by_epoch=True)
 
 
 def resolved(measured: Measured) -> Measured:
@@ -809,7 +822,7 @@ def _fields(options: argparse.Namespace, folder: Path) -> Iterator[Field]:
         yield from growth_fields(options, folder)
         return
     if options.levers is not None:
-        yield levers_field(arena(options, folder / "data"), folder, options.levers or list(LEVERS))
+        yield levers_field(arena(options, folder / "data"), folder, options.levers or list(LEVERS), options.precision)
         return
     if set(options.settings) != {"mobile"}:
         yield table_field(arena(options, folder / "data"), folder / "table", options)

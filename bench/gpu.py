@@ -264,10 +264,10 @@ def capture(bench: Bench) -> Iterator[tuple[str, Json]]:
     """Yield, for every method and recipe, how its captured steps compare with eager ones."""
     cases: dict[str, tuple[str, Json]] = {name: (name, {}) for name in METHODS}
     cases |= {name: ("kd", recipe) for name, recipe in RECIPES.items()}
-    names = list(cases)[: 2 if bench.smoke else None]
+    names, batch = list(cases), {"batch_size": 16} if bench.smoke else {}
     for name in names[names.index(bench.after) + 1 if bench.after else 0 :]:
         method, recipe = cases[name]
-        run = partial(_captured, bench, method, {"precision": "bf16", **recipe})
+        run = partial(_captured, bench, method, {"precision": "bf16", **batch, **recipe})
         began = time.monotonic()
         try:
             eager = run("fused")
@@ -282,12 +282,13 @@ def capture(bench: Bench) -> Iterator[tuple[str, Json]]:
 
 
 def _captured(bench: Bench, method: str, recipe: Json, kind: str) -> dict[str, Tensor]:
-    return trained(bench.prepared(recipe, method, SMALL), kind, CAPTURE_STEPS)
+    return trained(bench.prepared(recipe, method, SMALL), kind, 2 if bench.smoke else CAPTURE_STEPS)
 
 
 def hold(bench: Bench) -> None:
     """Train as a graph until the kill, a minute at most; print a line when it is replayed."""
-    training = next(stages(bench.prepared({"batch_size": 512, "precision": "bf16"}), "graph"))
+    recipe, kind = ({"batch_size": 16}, "fused") if bench.smoke else ({"batch_size": 512, "precision": "bf16"}, "graph")
+    training = next(stages(bench.prepared(recipe), kind))
     for number in range(10):
         make_step(training, number)
     bench.synchronize()
@@ -301,6 +302,7 @@ def killed(bench: Bench) -> Json:
     """Return the device's memory in MiB before, during and after a training that is killed."""
     before = used_mib()
     command = [sys.executable, "-m", "bench.gpu", "--part", "hold", "--folder", str(bench.folder)]
+    command += ["--smoke"] * bench.smoke
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
         assert child.stdout is not None
         line = child.stdout.readline().strip()
@@ -537,9 +539,11 @@ def main() -> int:
         print("no GPU is visible to torch here; --smoke runs the parts that need none", file=sys.stderr)
         return 2
     if arguments.part is not None:
-        bench, failed = Bench(arguments.folder, "cuda", smoke=False, after=arguments.after), False
+        device = "cpu" if arguments.smoke else "cuda"
+        bench, failed = Bench(arguments.folder, device, smoke=arguments.smoke, after=arguments.after), False
         if arguments.part == "hold":
             hold(bench)
+            return 0
         for one in run_part(arguments.part, bench):
             print(json.dumps(one), flush=True)
             failed = failed or one["what"] == "error"

@@ -22,6 +22,7 @@ from kdcore.measure import batch_norm, curves, findings
 from kdcore.measure.cost import CostMeter
 from kdcore.measure.curves import Curves
 from kdcore.measure.grading import Outcome
+from kdcore.measure.levers import Lever
 from kdcore.prepare import PreparedJob, Workspace
 from kdcore.protocol import CHECKPOINTS_KEPT, EXIT_STOPPED, Lines
 from kdcore.spec import GIVEN, Stage, Trial
@@ -73,6 +74,8 @@ class Progress:
     does not need their file again."""
     curves: Curves = field(default_factory=Curves, compare=False)
     """Those of an earlier version begin where the job was resumed."""
+    used: dict[str, dict[str, Lever]] = field(default_factory=dict)
+    """The levers of each stage that has begun (`measure/levers.py`); those of an earlier version have none."""
 
 
 def save(folder: Path, step: int, progress: Progress) -> Written:
@@ -94,6 +97,7 @@ def save(folder: Path, step: int, progress: Progress) -> Written:
         "cost": progress.cost.state(),
         "starts": {pointer: start.as_saved() for pointer, start in progress.starts.items()},
         "curves": progress.curves.state(),
+        "used": progress.used,
     }
 
     def write(path: Path) -> None:
@@ -137,6 +141,7 @@ def load(path: Path, device: torch.device) -> Progress:
             # Absent in a checkpoint of an earlier version, in which all students started from random weights.
             {pointer: Start.of_saved(saved) for pointer, saved in state.get("starts", {}).items()},
             Curves(state.get("curves", curves.NOT_KEPT)),
+            state.get("used", {}),
         )
     except (RuntimeError, OSError, EOFError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise Internal(f"the checkpoint {path.name} cannot be read: {type(error).__name__}: {error}") from error

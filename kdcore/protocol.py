@@ -31,7 +31,7 @@ EXIT_STOPPED = os.EX_TEMPFAIL
 """Exit code of an engine that was stopped by SIGTERM and has saved a checkpoint."""
 DESCRIPTORS = 3
 CHUNK_BYTES = 65536
-REPORT_OF_ATTEMPTS = ("seconds", "cost", "timings", "teacher_cache", "files", "quantization")
+REPORT_OF_ATTEMPTS = ("seconds", "cost", "timings", "teacher_cache", "kept_logits", "files", "quantization")
 """The fields of a report that say how its attempts went. All others are equal in two runs of the same bits."""
 FILES_OF_ATTEMPTS = ("report.json", "report.html", "model_card.zip")
 """The files that hold such fields. All others have the same bytes in two runs of the same bits."""

@@ -14,9 +14,10 @@ from torch import Tensor, nn
 
 from base.warning import WarningItem
 from kdcore.classifier import Classifier
-from kdcore.measure import evaluate, kept, teacher_check
+from kdcore.measure import evaluate, teacher_check
 from kdcore.measure.findings import Findings
 from kdcore.measure.grading import Outcome
+from kdcore.measure.kept import Kept
 from kdcore.measure.verdict import Run, verdict
 from kdcore.prepare import PreparedJob
 from kdcore.spec import Trial, run_name, run_seeds
@@ -30,8 +31,6 @@ Result = tuple[Trial, Mapping[str, Classifier], Mapping[str, Outcome]]
 """A finished trial, its models, and their outcomes by the same names."""
 LogitsOf = Callable[[Classifier], Tensor]
 """Measures a model on the test images."""
-Keep = Callable[[str, int, Callable[[], Tensor]], Tensor]
-"""Returns the logits under a key on a number of images, and measures them only if they are not kept."""
 
 
 @dataclass(frozen=True)
@@ -59,8 +58,8 @@ def build_report(
     job: PreparedJob,
     results: Iterable[Result],
     warn: Callable[[WarningItem], None],
+    keep: Kept,
     on_images: Callable[[int], None] | None = None,
-    keep: Keep | None = None,
 ) -> dict[str, Any]:
     """Return the rows of teacher, student and the same student alone, and the verdict; `models` are all others.
 
@@ -72,13 +71,9 @@ def build_report(
         return evaluate.logits_on(model, job.data.test, on_images)
 
     def kept_logits_of(model: Classifier, architecture: str) -> Tensor:
-        if keep is None:
-            return logits_of(model)
-        test = job.data.test
-        key = kept.key(model, architecture, test, job.spec.dataset, job.data.facts, job.computing)
-        return keep(key, len(test), lambda: logits_of(model))
+        return keep.logits(architecture, model, job.data.test, lambda: logits_of(model))
 
-    labels, student_spec, findings = job.data.test.labels, job.spec.students[0], Findings(job, on_images)
+    labels, student_spec, findings = job.data.test.labels, job.spec.students[0], Findings(job, keep, on_images)
     rows: dict[str, Any] = {}
     right: dict[str, Tensor] = {}
     teacher_nK: Tensor | None = None
@@ -110,7 +105,7 @@ def build_report(
         logits_nK = kept_logits_of(job.baseline, student_spec.architecture)
         rows["alone"] = model_row(student_spec.architecture, job.baseline.network, logits_nK, labels, teacher_nK)
         right["alone"] = is_right(logits_nK, labels)
-        findings.trained("alone", job.baseline, logits_nK)
+        findings.trained("alone", job.baseline, logits_nK, student_spec.architecture)
     findings.add_temperatures(rows)
     student, alone = rows["student"], rows.get("alone")
     counts = torch.bincount(labels.cpu(), minlength=job.data.facts.num_classes).tolist()

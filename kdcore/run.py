@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import replace
 from functools import partial
@@ -28,10 +28,11 @@ from kdcore.classifier import Classifier, FrozenTeacher
 from kdcore.data import layouts
 from kdcore.device import Computing
 from kdcore.lesson import NOTHING, Needs, Scheme, Teacher
-from kdcore.measure import alarms, chance, evaluate, kept, teacher_check
+from kdcore.measure import alarms, chance, evaluate, levers, teacher_check
 from kdcore.measure.alarms import Alarms
 from kdcore.measure.cost import TRAINING
 from kdcore.measure.grading import Outcome
+from kdcore.measure.kept import Kept
 from kdcore.objectives import Setting
 from kdcore.prepare import PreparedJob, Workspace, prepare, refuse_if_strict
 from kdcore.schemes.ensemble import NativeEnsemble
@@ -65,11 +66,12 @@ def run(spec: JobSpec, workspace: Workspace, resume: Path | None = None) -> dict
     progress.cost.count({**workspace.seconds, "preparing": time.monotonic() - started - workspace.seconds["data"]})
     if resumed is not None:
         _continue_as_begun(job, workspace, progress, changed)
-    elif job.teacher is not None:
+    keep = Kept(workspace.cache, workspace.room(), job.spec.dataset, job.data.facts, job.computing)
+    if resumed is None and job.teacher is not None:
         with progress.cost.during("teacher_check"):
-            teacher_check.check(spec, job, workspace)
+            teacher_check.check(spec, job, workspace, keep)
         refuse_if_strict(spec, workspace)
-        alarms.warn_if_saturated(job, workspace)
+        alarms.warn_if_saturated(job, workspace, keep)
     meter = Meter(job, workspace.lines)
     progress.cost.prepared(job.device, started)
 
@@ -82,12 +84,11 @@ def run(spec: JobSpec, workspace: Workspace, resume: Path | None = None) -> dict
 
     workspace.lines.phase("evaluating")
     results = ((trial, untrained(trial, job), progress.finished[trial.name]) for trial in job.trials)
-    keep = partial(kept.logits, workspace.cache, workspace.room())
     with progress.cost.during("evaluating"), progress.cost.measuring(len(job.data.test)):
-        summary = report.build_report(job, results, workspace.warn, meter.measuring, keep)
+        summary = report.build_report(job, results, workspace.warn, keep, meter.measuring)
     summary["seconds"] = round(progress.cost.seconds, 3)
-    summary["computing"] = {**job.computing.as_json(), "allocator": device.allocator()}
-    summary["teacher_cache"] = teacher_cache.report(job, cache)
+    summary["computing"] = {**job.computing.as_json(), "allocator": device.allocator(), "used": progress.used}
+    summary["teacher_cache"], summary["kept_logits"] = teacher_cache.report(job, cache), keep.report()
     if job.starts:
         students = dict(each_start(vars(job.spec)))
         summary["starts"] = {
@@ -111,13 +112,16 @@ def run(spec: JobSpec, workspace: Workspace, resume: Path | None = None) -> dict
 @contextmanager
 def _cached(job: PreparedJob, workspace: Workspace, progress: Progress) -> Iterator[CachedTeacher | None]:
     """Yield the cache in front of the job's teacher; None if it has none."""
-    with progress.cost.during("caching"):
-        cache = teacher_cache.in_front(job, workspace)
+    cost = progress.cost
+    # A teacher that runs ahead is beside the student's step: its look-ups are no part of the seconds of the job.
+    spent = (lambda _: None) if job.computing.overlap else partial(cost.move, activity="caching")
+    with cost.during("caching"):
+        cache = teacher_cache.in_front(job, workspace, spent)
     try:
         yield cache
     finally:
         if cache is not None:
-            with progress.cost.during("caching"):
+            with cost.during("caching"):
                 cache.close()
 
 
@@ -127,6 +131,8 @@ def _continue_as_begun(job: PreparedJob, workspace: Workspace, progress: Progres
     for warning in progress.warnings:
         workspace.warn(warning)
     if changed:
+        ended = [stage.name for trial in job.trials if trial.name in progress.finished for stage in trial.stages]
+        progress.used = {name: progress.used[name] for name in progress.used if name in [*ended, *progress.prepared]}
         text = f"the job continues {changed}, because that is all it may use here: its sums are rounded differently"
         hint = "submit the job again for figures of one kind"
         workspace.warn(WarningItem("bits_not_repeatable", "/training", text, hint))
@@ -200,7 +206,7 @@ def _train_stages(setup: TrialSetup, workspace: Workspace, progress: Progress, m
     trial, job = setup.trial, setup.job
     for number, stage in enumerate(trial.stages):
         watch, clock = Watch(stage, meter, workspace, progress), progress.cost.stage(stage)
-        after_step = clock.around(watch.after_step)
+        after_step = clock.around(_noting(setup, stage.name, progress, watch.after_step))
         observer = Observer(watch.metric, after_step, clock.before_evaluation, watch.evaluated)
         training = setup.training(number, observer)
         if stage is trial.stages[-1]:
@@ -210,6 +216,7 @@ def _train_stages(setup: TrialSetup, workspace: Workspace, progress: Progress, m
             continue
         if progress.training is not None:
             training.restore(progress.training)
+        levers.begin(training)
         outcomes = training.run()
         if stage is trial.stages[-1]:
             _compare_statistics(trial, training, outcomes, workspace)
@@ -218,6 +225,21 @@ def _train_stages(setup: TrialSetup, workspace: Workspace, progress: Progress, m
         else:
             progress.prepared[stage.name] = training.learned()
         watch.save_or_warn(training, None)
+
+
+def _noting(
+    setup: TrialSetup, stage: str, progress: Progress, after_step: Callable[[StageTraining], None]
+) -> Callable[[StageTraining], None]:
+    """Return `after_step`, before which the levers of the first step are noted. A resumed stage keeps those of its
+    begin: the report of a job that was stopped is that of one that was not."""
+
+    def noting(training: StageTraining) -> None:
+        if stage not in progress.used:
+            progress.used[stage] = levers.used(setup.job, setup.trial, training)
+            log.info("%s: %s", stage, levers.in_words(progress.used[stage]))
+        after_step(training)
+
+    return noting
 
 
 def _forget_starts(job: PreparedJob, progress: Progress) -> None:

@@ -82,6 +82,8 @@ class ViewStore:
         """True when the entries together have `max_bytes`, and none of the others can be deleted."""
         self.written = 0
         """Records that this process has stored."""
+        self.dropped = 0
+        """Records that were added and could not be stored."""
         self._files: list[_File] = []
         self._keys: Keys = np.empty(0, dtype=np.int64)
         self._places: Keys = np.empty(0, dtype=np.int64)
@@ -138,7 +140,10 @@ class ViewStore:
 
     def add(self, keys: Keys, records: Records) -> None:
         """Store records, n × size, under keys. They are found after `flush` and `refresh`. Raises OSError."""
-        if self.full or self._broken or not len(keys):
+        if self.full or self._broken:
+            self.dropped += len(keys)
+            return
+        if not len(keys):
             return
         self._pending.append((keys, records))
         self._pending_bytes += keys.nbytes + records.nbytes
@@ -157,11 +162,13 @@ class ViewStore:
         try:
             if not self._make_room(len(block) + _INDEX_BYTES * len(keys)):
                 self.full = True
+                self.dropped += len(keys)
                 return
             self._write(block)
             self.written += len(keys)
         except OSError:
             self._broken = True
+            self.dropped += len(keys)
             self._end_output()
             raise
 

@@ -79,6 +79,8 @@ class Figures:
     seconds: float = 0.0
     """Of the teacher's forward passes."""
     stored: int = 0
+    not_kept: int = 0
+    """Views that were computed while the cache was on, and not stored: `notes` say why."""
     bytes: int = 0
     """Of the entries used, with what other jobs have stored in them."""
     notes: list[str] = field(default_factory=list)
@@ -92,8 +94,9 @@ class Figures:
 class CachedTeacher(Teacher):
     """A teacher in front of another. `keep` is False if nothing is to be kept: the bits are the same.
 
-    `setting` is the name of what sets `max_bytes`. `through` says what is shown next; until then, views are passed on
-    to the other teacher as they are.
+    `setting` is the name of what sets `max_bytes`. `spent` gets the seconds of each call without the teacher's own: of
+    looking up and keeping. `through` says what is shown next; until then, views are passed on to the other teacher as
+    they are.
     """
 
     def __init__(
@@ -105,12 +108,15 @@ class CachedTeacher(Teacher):
         max_bytes: int = TEACHER_MAX_BYTES,
         warn: Callable[[WarningItem], None] = lambda _: None,
         setting: str = SETTING,
+        spent: Callable[[float], None] = lambda _: None,
     ) -> None:
-        self.teacher, self.members = teacher, teacher.members
+        self.teacher, self.members, self.spent = teacher, teacher.members, spent
         self.decides, self.folder = decides, folder
         self.keep, self.max_bytes, self.setting, self.warn = keep, max_bytes, setting, warn
         self.figures = Figures()
         self.needs = NOTHING
+        self._off = "" if keep else "training.teacher_cache is 'off'"
+        self._unfit = ""
         self._coming: Batches | None = None
         """Of the present epoch."""
         self._layout: Layout | None = None
@@ -125,7 +131,7 @@ class CachedTeacher(Teacher):
 
     def show(self, needs: Needs) -> None:
         self.close()
-        self.needs, self._coming, self._is_tried, self._layout = needs, None, False, None
+        self.needs, self._coming, self._is_tried, self._layout, self._unfit = needs, None, False, None, ""
         self.teacher.show(needs)
 
     def combined(self, logits_kNK: Sequence[Tensor]) -> Tensor:
@@ -135,6 +141,12 @@ class CachedTeacher(Teacher):
         return self.teacher.soft_targets(logits_kNK, temperature)
 
     def __call__(self, batch: Batch) -> View:
+        began, of_teacher = time.monotonic(), self.figures.seconds
+        view = self._view(batch)
+        self.spent(time.monotonic() - began - (self.figures.seconds - of_teacher))
+        return view
+
+    def _view(self, batch: Batch) -> View:
         layout = self._layout_for(batch)
         if layout is None:
             return self._timed(batch)
@@ -159,13 +171,18 @@ class CachedTeacher(Teacher):
         self._release()
         self._epoch = None
 
+    @property
+    def why_unused(self) -> str:
+        """Return why nothing is kept of the views of this stage; "" if they are."""
+        return self._unfit or self._off
+
     def report(self) -> dict[str, Any]:
         """Return what the report says of the cache. `used` is False if it was off from the start, or could neither be
         read nor written."""
         figures = self.figures
         return {
             "used": figures.hits + figures.stored > 0 or (self.keep and figures.misses > 0),
-            **{name: getattr(figures, name) for name in ("hits", "misses", "compared", "stored", "bytes")},
+            **{name: getattr(figures, name) for name in ("hits", "misses", "compared", "stored", "not_kept", "bytes")},
             "seconds": round(figures.seconds, 3),
             "notes": list(figures.notes),
         }
@@ -184,6 +201,7 @@ class CachedTeacher(Teacher):
                 reason = found if isinstance(found, str) else None
                 self._layout = None if isinstance(found, str) else found
             if reason is not None:
+                self._unfit = reason
                 self.figures.note(f"not used: {reason}")
         return self._layout
 
@@ -355,12 +373,23 @@ class CachedTeacher(Teacher):
         if self._store is None or not self.keep:
             return
         if self._threads not in (None, torch.get_num_threads()):
-            return  # The job has changed its threads, and the key has those of its begin.
+            # The key has those of its begin.
+            self._drop(len(keys), "not stored since the number of threads changed: other numbers give other bits here")
+            return
         records, exact = layout.encoded(values)
+        if not exact.all():
+            self._drop(
+                int((~exact).sum()),
+                "not stored: views with numbers that bfloat16 cannot hold, where those that were tried had none",
+            )
         try:
             self._store.add(keys[exact], records[exact])
         except OSError as error:
             self._end_storing(error)
+
+    def _drop(self, views: int, why: str) -> None:
+        self.figures.not_kept += views
+        self.figures.note(why)
 
     def _flush(self) -> None:
         if self._store is None:
@@ -378,6 +407,7 @@ class CachedTeacher(Teacher):
         if self._store is not None:
             self._store.refresh()
             self.figures.stored += self._store.written
+            self.figures.not_kept += self._store.dropped
             self.figures.bytes += self._store.total_bytes
             self._store.close()
             self._store = None
@@ -387,7 +417,7 @@ class CachedTeacher(Teacher):
 
     def _end(self, text: str, hint: str = "see that the folder of the cache can be written") -> None:
         """Keep nothing more in this job, with a warning."""
-        self.keep = False
+        self.keep, self._off = False, text
         self.figures.note(text)
         text += "; the teacher computes them again instead, and the student stays the same, bit for bit"
         self.warn(WarningItem("teacher_cache_off", "/training/teacher_cache", text, hint))
@@ -403,8 +433,10 @@ def _keys(batches: Batches, rows: Tensor) -> Keys:
 # The job's own
 
 
-def in_front(job: PreparedJob, workspace: Workspace) -> CachedTeacher | None:
-    """Return the cache in front of a job's teacher; None if there is nothing to keep."""
+def in_front(
+    job: PreparedJob, workspace: Workspace, spent: Callable[[float], None] = lambda _: None
+) -> CachedTeacher | None:
+    """Return the cache in front of a job's teacher; None if there is nothing to keep. `spent`: see CachedTeacher."""
     if job.teacher is None or job.stored is not None or not job.computing.pieces:
         return None
     max_bytes, setting = workspace.teacher_cache_max_bytes, SETTING
@@ -418,6 +450,7 @@ def in_front(job: PreparedJob, workspace: Workspace) -> CachedTeacher | None:
         max_bytes=max_bytes,
         warn=workspace.warn,
         setting=setting,
+        spent=spent,
     )
 
 

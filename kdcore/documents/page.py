@@ -83,6 +83,7 @@ def html(report: Mapping[str, Any], spec: Mapping[str, Any], curves: Curves, pic
         phases=_phases(report),
         busy=_busy(report),
         cache=_cache(report),
+        levers=_levers(report),
     )
 
 
@@ -244,6 +245,26 @@ def _cache(report: Mapping[str, Any]) -> dict[str, Any] | None:
     hits, misses = cache.get("hits", 0), cache.get("misses", 0)
     saved = hits * cache["seconds"] / misses if misses and cache.get("seconds") else None
     return {**cache, "share": hits / max(1, hits + misses), "saved": saved}
+
+
+LEVERS = {
+    "folded": "teacher with folded batch norms",
+    "kernels": "fused batch norms of the student",
+    "convolutions": "3 × 3 convolutions of our own",
+    "overlap": "teacher ahead of the student",
+    "graph": "CUDA graph",
+    "teacher_cache": "teacher cache",
+}
+
+
+def _levers(report: Mapping[str, Any]) -> list[dict[str, str]]:
+    """Return the rows of the table of what each stage used. A lever without a title is one of a newer version."""
+    rows = []
+    for stage, by_lever in report.get("computing", {}).get("used", {}).items():
+        for name, one in by_lever.items():
+            used = f"{one['places']} of {one['of']} layers" if one["of"] is not None else "yes" if one["used"] else "no"
+            rows.append({"stage": stage, "lever": LEVERS.get(name, name), "used": used, "why": one["why"]})
+    return rows
 
 
 # The template and its filters

@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,6 +21,7 @@ from torch import Tensor
 from base.warning import WarningItem
 from kdcore.lesson import Teacher
 from kdcore.measure import chance, evaluate, teacher_check
+from kdcore.measure.kept import Kept, part_of
 
 if TYPE_CHECKING:
     from kdcore.prepare import PreparedJob, Workspace
@@ -126,7 +128,7 @@ class Alarms:
         self.state = dict(state)
 
 
-def warn_if_saturated(job: PreparedJob, workspace: Workspace) -> None:
+def warn_if_saturated(job: PreparedJob, workspace: Workspace, keep: Kept) -> None:
     """Warn if the teacher's soft targets at temperature 1 say no more than the labels, on images it is trained on.
 
     Only where a method softens its logits. Figures at the job's own temperature are given beside it.
@@ -147,7 +149,12 @@ def warn_if_saturated(job: PreparedJob, workspace: Workspace) -> None:
         logits_knK = [job.stored.of_rows(rows)]
     else:
         images = job.data.train.take(rows)
-        logits_knK = [evaluate.logits_on(member, images) for member in teacher.members]
+        names = [each.architecture or "program" for each in spec.teachers]
+        part = part_of("train", len(job.data.train), rows)
+        logits_knK = [
+            keep.logits(name, member, images, partial(evaluate.logits_on, member, images), part)
+            for name, member in zip(names, teacher.members, strict=True)
+        ]
     classes = job.data.facts.num_classes
     whole = math.log(classes)
     entropy = mean_entropy(teacher, logits_knK, 1.0)

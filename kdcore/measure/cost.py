@@ -85,6 +85,12 @@ class CostMeter:
         for activity, more in seconds.items():
             self._timings[activity] = self._timings.get(activity, 0.0) + more
 
+    def move(self, seconds: float, activity: str) -> None:
+        """Count seconds of the present activity, measured elsewhere, for another one."""
+        if self._activity is not None:
+            self.count({self._activity: -seconds})
+            self.count({activity: seconds})
+
     def timings(self) -> dict[str, Any]:
         """Return the seconds up to now, of all attempts, by activity; of `training` by trial."""
         self.turn_to(self._activity)

@@ -218,18 +218,21 @@ def _measured(spec: EvaluationSpec, workspace: Workspace) -> dict[str, Any]:
     where = device.choose(Training())
     computing = device.Computing("cuda" if where.type == "cuda" else "cpu", bf16=False, threads=threads, why=why)
     classifier = classifier.to(where)
-    key = kept.key(classifier, file.facts.architecture, loaded.test, spec.dataset, facts, computing)
+    keep = kept.Kept(workspace.cache, workspace.room(), spec.dataset, facts, computing)
     with workspace.timing("evaluating"):
-        logits_nK = kept.logits(
-            workspace.cache, workspace.room(), key, len(labels),
+        logits_nK = keep.logits(
+            file.facts.architecture,
+            classifier,
+            loaded.test,
             lambda: logits_with_progress(classifier, loaded.test, workspace),
-        )  # fmt: skip
+        )
     return {
         **figures(file.facts.architecture, network, logits_nK, labels),
         "per_class": per_class(logits_nK, labels, facts.class_names),
         "preprocessing": spec.model.preprocessing.model_dump(mode="json"),
         "dataset": facts.model_dump(mode="json"),
         "computing": {**computing.as_json(), "allocator": device.allocator()},
+        "kept_logits": keep.report(),
         "warnings": [warning.as_dict() for warning in workspace.warnings],
     }
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,6 +17,7 @@ from base.wire import Calibration, CalibrationView, ClassesView, Fidelity, Fidel
 from kdcore.classifier import Classifier
 from kdcore.data.images import Images, split
 from kdcore.measure import calibration, evaluate, fidelity
+from kdcore.measure.kept import Kept, part_of
 from kdcore.spec import Training
 from kdcore.spec.fitting import images_held_out
 from kdcore.spec.plan import GENERATION
@@ -43,8 +45,8 @@ class Answers:
 class Findings:
     """Collects the answers of the models named in MODELS. The teacher is seen first."""
 
-    def __init__(self, job: PreparedJob, on_images: Callable[[int], None] | None = None) -> None:
-        self._job, self._on_images = job, on_images
+    def __init__(self, job: PreparedJob, keep: Kept, on_images: Callable[[int], None] | None = None) -> None:
+        self._job, self._keep, self._on_images = job, keep, on_images
         self._labels_n = job.data.test.labels.cpu()
         self._classes = job.data.facts.num_classes
         self._source, self._rows = _held_out(job)
@@ -61,18 +63,20 @@ class Findings:
         if self._job.stored is not None:
             held_out_hK = None if self._job.data.val is not None else self._job.stored.of_rows(self._rows)
         else:
-            each = [self._measured(member) for member in teacher.members]
+            names = [spec.architecture or "program" for spec in self._job.spec.teachers]
+            each = [self._measured(*of) for of in zip(teacher.members, names, strict=True)]
             measured = [one for one in each if one is not None]
             held_out_hK = teacher.combined(measured) if len(measured) == len(each) else None
         self._teacher_nK = test_nK
         self._see("teacher", test_nK, held_out_hK)
 
-    def trained(self, name: str, model: Classifier, test_nK: Tensor) -> None:
+    def trained(self, name: str, model: Classifier, test_nK: Tensor, known_as: str | None = None) -> None:
         """See a trained model, and its logits on test images. Of others than student, student alone and generations
-        nothing is kept."""
+        nothing is collected. `known_as`: the architecture, if an earlier job has trained it: then later ones may need
+        its logits, too."""
         if name not in MODELS and not name.startswith(GENERATION):
             return
-        self._held_out_hK[name] = self._measured(model)
+        self._held_out_hK[name] = self._measured(model, known_as)
         if name in MODELS:
             self._see(name, test_nK, self._held_out_hK[name])
 
@@ -82,8 +86,9 @@ class Findings:
         measured = [one for name in names if (one := self._held_out_hK[name]) is not None]
         self._see("student", test_nK, evaluate.mean_of(measured))
 
-    def _measured(self, model: Classifier) -> Tensor | None:
-        """Return a model's logits on held-out images: h × K; None if these are not there in its size."""
+    def _measured(self, model: Classifier, known_as: str | None = None) -> Tensor | None:
+        """Return a model's logits on held-out images: h × K; None if these are not there in its size. Those of a model
+        that is known are kept for later jobs."""
         side = model.image_size
         if side is None:
             images = self._images = self._images or self._source.at(None).part(self._rows)
@@ -92,7 +97,11 @@ class Findings:
             images = Images(part.pixels, part.labels, {side: part.pixels})
         else:
             return None
-        return evaluate.logits_on(model, images, self._on_images)
+        if known_as is None:
+            return evaluate.logits_on(model, images, self._on_images)
+        held_out = part_of("train" if self._job.data.val is None else "val", len(self._source), self._rows)
+        measure = partial(evaluate.logits_on, model, images, self._on_images)
+        return self._keep.logits(known_as, model, images, measure, held_out)
 
     def _see(self, name: str, test_nK: Tensor, held_out_hK: Tensor | None) -> None:
         temperature, of_teacher = None, None

@@ -15,9 +15,10 @@ from __future__ import annotations
 import json
 import logging
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -30,6 +31,7 @@ from kdcore.catalog import DatasetFacts
 from kdcore.classifier import Classifier
 from kdcore.data.images import Images
 from kdcore.measure import chance, evaluate
+from kdcore.measure.kept import Kept, part_of
 from kdcore.protocol import Lines
 from kdcore.spec import JobSpec, each_teacher
 from kdcore.spec.classes import map_example
@@ -79,7 +81,28 @@ class Normalization:
     bgr: bool = False
 
 
-def check(spec: JobSpec, job: PreparedJob, workspace: Workspace) -> None:
+class Known(Protocol):
+    """Returns kept logits of a teacher, or those that `measure` returns: `Kept.logits` of its architecture."""
+
+    def __call__(
+        self,
+        model: Classifier,
+        images: Images,
+        measure: Callable[[], Tensor],
+        part: Sequence[Any] | None = None,
+        rows: int | None = None,
+        /,
+    ) -> Tensor: ...
+
+
+def _unknown(
+    _model: Classifier, _images: Images, measure: Callable[[], Tensor], _part: object = None, _rows: object = None, /
+) -> Tensor:
+    """Measure now."""
+    return measure()
+
+
+def check(spec: JobSpec, job: PreparedJob, workspace: Workspace, keep: Kept) -> None:
     """Measure the job's teacher, unless the service knows the result already; emit the result, and warn.
 
     `spec` is the spec as the engine got it: the service derives the same key from it. Raises TeacherMismatch if an
@@ -100,7 +123,7 @@ def check(spec: JobSpec, job: PreparedJob, workspace: Workspace) -> None:
         log.info("the teacher has other classes than the data: its accuracy cannot be measured")
         return
     if result is None:
-        result = measure(job)
+        result = measure(job, keep)
     low, high = result["interval"]
     log.info(
         "the teacher is right on %.1f %% of %d of the %d test images (95 %% interval: %.1f to %.1f %%)",
@@ -112,8 +135,9 @@ def check(spec: JobSpec, job: PreparedJob, workspace: Workspace) -> None:
         workspace.warn(WarningItem(**warning))
 
 
-def measure(job: PreparedJob) -> dict[str, Any]:
-    """Return the figures of the teacher on the sample, and the warnings about each member."""
+def measure(job: PreparedJob, keep: Kept | None = None) -> dict[str, Any]:
+    """Return the figures of the teacher on the sample, and the warnings about each member. With `keep` its logits are
+    taken from there, as far as an earlier job has measured them."""
     assert job.teacher is not None, "only a job with a teacher is checked"
     if job.stored is not None:
         return _measure_stored(job, job.stored)
@@ -124,15 +148,18 @@ def measure(job: PreparedJob) -> dict[str, Any]:
     logits_knK: list[Tensor] = []
     warnings: list[WarningItem] = []
     dropped: list[float] = []
-    for (pointer, _), member in zip(each_teacher({"teacher": job.spec.teacher}), members, strict=True):
-        logits_nK, share = answers(member, images)
+    part = part_of("test", len(job.data.test), rows)
+    for (pointer, spec), member in zip(each_teacher({"teacher": job.spec.teacher}), members, strict=True):
+        known = _unknown if keep is None else partial(keep.logits, spec.architecture or "program")
+        # A sample of all test images is what the report measures later.
+        logits_nK, share = answers(member, images, known, None if len(rows) == len(job.data.test) else part)
         _require_finite(logits_nK, member, pointer)
         if share is not None:
             dropped.append(share)
             warnings += _dropped_warnings(share, pointer, len(images))
         if len(members) > 1:
             log.info("teacher %s: %.1f %%", pointer, 100 * _accuracy(logits_nK, images.labels, shares))
-        warnings += findings(member, images, logits_nK, facts, shares, pointer)
+        warnings += findings(member, images, logits_nK, facts, shares, pointer, known, part)
         logits_knK.append(logits_nK)
     accuracy = _accuracy(job.teacher.combined(logits_knK), images.labels, shares)
     return {
@@ -203,14 +230,17 @@ def _stored_findings(job: PreparedJob, logits_nK: Tensor, labels_n: Tensor, spli
     return found
 
 
-def answers(member: Classifier, images: Images) -> tuple[Tensor, float | None]:
+def answers(
+    member: Classifier, images: Images, known: Known = _unknown, part: Sequence[Any] | None = None
+) -> tuple[Tensor, float | None]:
     """Return the logits of the data's classes, n × K, and the mean probability of the outputs that no class has.
 
-    None if the network's outputs are the data's classes, in whatever order.
+    None if the network's outputs are the data's classes, in whatever order. `part`: which images these are.
     """
     if member.merged is None:
-        return evaluate.logits_on(member, images), None
-    all_nR = evaluate.logits_on(member.with_all_outputs(), images)
+        return known(member, images, partial(evaluate.logits_on, member, images), part), None
+    whole = member.with_all_outputs()
+    all_nR = known(whole, images, partial(evaluate.logits_on, whole, images), part)
     merged = member.merged[member.merged >= 0].cpu()
     kept = all_nR.double().softmax(1).index_select(1, merged).sum(1)
     logits_nK = member.of_classes(all_nR.to(member.merged.device)).cpu()
@@ -229,14 +259,22 @@ def _dropped_warnings(share: float, pointer: str, images: int) -> list[WarningIt
 
 
 def findings(
-    member: Classifier, images: Images, logits_nK: Tensor, data: DatasetFacts, shares: Tensor, pointer: str
+    member: Classifier,
+    images: Images,
+    logits_nK: Tensor,
+    data: DatasetFacts,
+    shares: Tensor,
+    pointer: str,
+    known: Known = _unknown,
+    part: Sequence[Any] = (),
 ) -> list[WarningItem]:
-    """Return what looks wrong about one network. `shares`: the part of the accuracy that each image stands for."""
+    """Return what looks wrong about one network. `shares`: the part of the accuracy that each image stands for; `part`:
+    which images these are."""
     labels, answers = images.labels.cpu().numpy(), logits_nK.argmax(1).numpy()
     who = _who(pointer)
     accuracy = _accuracy(logits_nK, images.labels, shares)
     found: list[WarningItem] = []
-    better = normalization(member, images, answers, data)
+    better = normalization(member, images, answers, data, known, part)
     order = class_order(labels, answers, data.class_names)
     if better is not None and (order is None or better.accuracy > order.accuracy - _lead(order)):
         found.append(_normalization_warning(better, who, pointer))  # Wrong pixels move whole classes, too.
@@ -560,10 +598,17 @@ class Better:
     images: int
 
 
-def normalization(member: Classifier, images: Images, answers_n: Order, data: DatasetFacts) -> Better | None:
+def normalization(
+    member: Classifier,
+    images: Images,
+    answers_n: Order,
+    data: DatasetFacts,
+    known: Known = _unknown,
+    part: Sequence[Any] = (),
+) -> Better | None:
     """Return a usual normalization that certainly raises the accuracy by 5 points or more; None if there is none.
 
-    Each is tried on a quarter of the images first; only the best is confirmed on all.
+    Each is tried on a quarter of the images first; only the best is confirmed on all. `part`: which images these are.
     """
     rows = sample(images.labels, data.num_classes, TRIED_IMAGES)
     labels = images.labels.cpu()
@@ -575,11 +620,11 @@ def normalization(member: Classifier, images: Images, answers_n: Order, data: Da
     if data.channels == 3:  # First, because of equal ones the first is named, and this one changes least.
         candidates.insert(0, replace(own, title="BGR channels", bgr=True))
     few = sample(labels[rows], data.num_classes, max(SELECTING, len(rows) // 4))
-    gains = [int(_right(member, images, rows[few], one).sum()) for one in candidates]
+    gains = [int(right.sum()) for right in _right(member, images, rows[few], candidates, known, part)]
     if max(gains) <= int(before[few].sum()):
         return None
     best = candidates[gains.index(max(gains))]
-    after = _right(member, images, rows, best)
+    (after,) = _right(member, images, rows, [best], known, part)
     better, worse = int((after & ~before).sum()), int((before & ~after).sum())
     accuracy, was = float(after.double().mean()), float(before.double().mean())
     level = chance.chance_level(torch.bincount(labels[rows], minlength=data.num_classes).tolist())
@@ -615,15 +660,33 @@ def _same(one: Normalization, other: Normalization) -> bool:
     return means and one.bgr == other.bgr and all(0.95 < a / b < 1.05 for a, b in zip(one.std, other.std, strict=True))
 
 
-def _right(member: Classifier, images: Images, rows: Tensor, under: Normalization) -> Tensor:
-    """Return whether each of these images is answered rightly under a normalization: bool."""
+def _right(
+    member: Classifier,
+    images: Images,
+    rows: Tensor,
+    under: Sequence[Normalization],
+    known: Known,
+    part: Sequence[Any],
+) -> list[Tensor]:
+    """Return whether each of these images is answered rightly, under each normalization: bool."""
     seen = images.at(member.image_size).take(rows)
+
+    def measured() -> Tensor:
+        return torch.cat([_under(member, seen, one) for one in under])
+
+    part = [*part, rows.tolist(), [asdict(one) for one in under]]
+    all_nR = known(member, images, measured, part, len(under) * len(rows)).to(member.mean.device)
+    labels_n = seen.labels.cpu()
+    return [member.of_classes(one).argmax(1).cpu() == labels_n for one in torch.chunk(all_nR, len(under))]
+
+
+def _under(member: Classifier, seen: Images, under: Normalization) -> Tensor:
+    """Return the network's outputs for images under a normalization, n × R."""
     assert isinstance(seen.pixels, Tensor), "take() copies into one tensor"
     pixels = seen.pixels.flip(1) if under.bgr else seen.pixels
     # In eval mode from the start: the network is the teacher's own, and must stay in it.
     tried = Classifier(member.network, under.mean, under.std).to(member.mean.device).eval()
-    all_nR = evaluate.logits_on(tried, Images(pixels, seen.labels)).to(member.mean.device)
-    return member.of_classes(all_nR).argmax(1).cpu() == seen.labels.cpu()
+    return evaluate.logits_on(tried, Images(pixels, seen.labels))
 
 
 def _normalization_warning(found: Better, who: str, pointer: str) -> WarningItem:

@@ -104,6 +104,8 @@ def norm_act(
     if norm.training and type(norm) is nn.BatchNorm2d and not _tapped(norm, activation):
         relu = type(activation) is nn.ReLU
         maps = kernels.norm_relu(norm, maps_NCHW, shortcut, relu=relu)
+        if maps is not None:
+            _ran_as(FUSED, norm)
         if maps is not None and relu:
             return maps
     if maps is None:
@@ -165,6 +167,7 @@ def _convolved(conv: nn.Module, maps_NCHW: Tensor) -> Tensor:
     `_Depthwise`."""
     own = kernels.conv3x3(conv, maps_NCHW)
     if own is not None:
+        _ran_as(OWN, conv)
         return own
     slow = (
         type(conv) is nn.Conv2d
@@ -238,9 +241,30 @@ def _tapped(*modules: nn.Module | None) -> bool:
     )
 
 
+FUSED, OWN = "fused", "own"
 FOLDED = "folded"
 """The attribute of modules in which `fold` keeps its state. It is no parameter and no buffer: the network's state, so
 its checkpoints and exports, stays that of its own layers."""
+_RAN = "ran"
+"""The attribute of modules with the forms in which they have run since `forget_forms`: a batch norm that was FUSED, a
+convolution that was FOLDED, or computed by our OWN kernel."""
+
+
+def _ran_as(form: str, module: nn.Module) -> None:
+    vars(module).setdefault(_RAN, set()).add(form)
+
+
+def ran_as(form: str, modules: Iterable[nn.Module]) -> int:
+    """Return how many of the modules have run in a form since `forget_forms`."""
+    return sum(form in vars(module).get(_RAN, ()) for module in modules)
+
+
+def forget_forms(network: nn.Module) -> None:
+    """Let `ran_as` count what runs from now on."""
+    for module in network.modules():
+        vars(module).get(_RAN, set()).clear()
+
+
 _ATTRIBUTES: dict[type[nn.Module], tuple[str, list[float], str | None]] = {
     nn.ReLU: ("leaky_relu", [1e-30], None),
     nn.Hardswish: ("hardswish", [], None),
@@ -327,6 +351,8 @@ class _Folded:
     activation: tuple[str, list[float], str | None]
     own: Packed | None
     """The weights for our own kernel, where it is used."""
+    ran: set[str]
+    """The convolution's forms in which it has run."""
 
     @classmethod
     def of(
@@ -347,13 +373,16 @@ class _Folded:
         own = kernels.packed3x3(conv, weight.float()) if precision == torch.bfloat16 else None
         weight = torch.ops.mkldnn._reorder_convolution_weight(weight, *places, None)
         attributes = ("none", [], None) if activation is None else _ATTRIBUTES[type(activation)]
-        return cls(weight, bias.float(), bias.to(precision), precision, *places, attributes, own)
+        ran = vars(conv).setdefault(_RAN, set())
+        return cls(weight, bias.float(), bias.to(precision), precision, *places, attributes, own, ran)
 
     def __call__(self, maps_NCHW: Tensor, shortcut: Tensor | None, activation: nn.Module | None) -> Tensor:
+        self.ran.add(FOLDED)
         maps = maps_NCHW.contiguous(memory_format=torch.channels_last)
         if shortcut is not None:
             shortcut = shortcut.to(self.precision).contiguous(memory_format=torch.channels_last)
         if self.own is not None and kernels.convolves() and self.own.fits(maps):
+            self.ran.add(OWN)
             relu = type(activation) is nn.ReLU
             sums = self.own(rounded(maps), self.bias, shortcut, relu)
             return sums if relu or activation is None else activation(sums)

@@ -5,6 +5,7 @@ import io
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -96,6 +97,73 @@ def test_run_job_with_other_computing_replaces_what_the_job_would_choose(arena: 
     assert seen[0] is True
 
 
+def _of_a_first_step(arena: Arena, folder: Path, **fields: Any) -> dict[str, Any]:
+    """Run one step of a job of ours and return how it computed, with the levers that it used."""
+
+    def after_step(_: Any, workspace: Any) -> None:
+        workspace.stop_requested = True
+
+    with pytest.raises(SystemExit):
+        contestants.run_job(Contestant("live", "ours", arena, str(folder), **fields), "job", after_step)
+    (path,) = (folder / "job" / "checkpoints").iterdir()
+    state = torch.load(path, weights_only=True)
+    return {**state["computing"], "used": state["used"]["student"]}
+
+
+LACKS: dict[str, Callable[[dict[str, Any]], bool]] = {
+    "precision fp32": lambda computing: not computing["bf16"],
+    "kernels eager": lambda computing: (
+        not (computing["used"]["kernels"]["used"] or computing["used"]["folded"]["used"])
+    ),
+    "unfused norms": lambda computing: not computing["used"]["kernels"]["used"],
+    "oneDNN's convolutions": lambda computing: not computing["used"]["convolutions"]["used"],
+    "unfolded teacher": lambda computing: not computing["used"]["folded"]["used"],
+    "overlap on": lambda computing: computing["used"]["overlap"]["used"],
+    "cache off": lambda computing: not computing["used"]["teacher_cache"]["used"],
+    "one thread": lambda computing: computing["why"] == "training.threads",
+}
+"""What a job with each lever changed shows, and the default does not, on a machine that has the lever."""
+
+
+@pytest.mark.slow
+def test_levers_each_changes_what_it_says_and_the_default_does_not(arena: Arena, tmp_path: Path) -> None:
+    default = _of_a_first_step(arena, tmp_path / "default")
+    used = {name: default["used"][name]["used"] for name in ("kernels", "convolutions", "folded")}
+    has = {
+        "precision fp32": default["bf16"],
+        "kernels eager": used["kernels"] or used["folded"],
+        "unfused norms": used["kernels"],
+        "oneDNN's convolutions": used["convolutions"],
+        "unfolded teacher": used["folded"],
+    }
+    assert set(engine.LEVERS) == set(LACKS)
+    for name, lacks in LACKS.items():
+        assert lacks(_of_a_first_step(arena, tmp_path / name, **engine.LEVERS[name])), name
+        assert not has.get(name, True) or not lacks(default), name
+
+
+def test_levers_field_gives_all_its_jobs_the_precision_that_is_asked_for(arena: Arena, tmp_path: Path) -> None:
+    field = engine.levers_field(arena, tmp_path, ["cache off", "precision fp32"], "bf16")
+    trainings = {one.name: one.training for one in field.contestants if one.kind == "ours"}
+    off = {"precision": "bf16", "teacher_cache": "off"}
+    assert trainings == {"live": {"precision": "bf16"}, "cache off": off, "precision fp32": {"precision": "fp32"}}
+
+
+def test_view_bytes_is_what_a_view_takes_in_the_files_of_the_cache(arena: Arena, tmp_path: Path) -> None:
+    sizes = []
+
+    def after_step(training: Any, workspace: Any) -> None:
+        sizes.append(contestants.view_bytes(training))
+        workspace.stop_requested = training.global_step >= 3
+
+    with pytest.raises(SystemExit):
+        contestants.run_job(Contestant("live", "ours", arena, str(tmp_path)), "job", after_step)
+    (path,) = tmp_path.glob("cache/*-teacher/*")
+    blocks, rest = divmod(path.stat().st_size, sizes[0] * arena.batch)
+    # The step after which the job stops is not seen here; 24 bytes are the head of a block.
+    assert (blocks, rest) == (len(sizes) + 1, 24)
+
+
 def test_without_dropout_passes_the_input_on_and_ends() -> None:
     dropout, ones = torch.nn.Dropout(0.5), torch.ones(1000)
     with contestants.without_dropout():
@@ -150,6 +218,20 @@ def test_figure_with_four_quiet_rounds_is_refused() -> None:
     assert one.ratio is None
     assert one.text == "refused: 4 of 6 rounds were quiet, at least 5 are needed"
     assert exit_code([(measured, [one])]) == TOO_FEW_QUIET
+
+
+def test_tables_of_growth_have_what_an_epoch_takes_in_time_and_in_the_cache() -> None:
+    """Of two that run at once, each has half of the rate: 45,000 images at 450 a second, and 200 bytes of each view."""
+    measured = _measured([0.0] * 3)
+    slot = Slot("two at once", ("live", "plain, 0 workers"))
+    measured.field = replace(measured.field, slots=(slot,), by_epoch=True)
+    measured.ready["live"]["view_bytes"] = 200
+    measured.rounds = [{slot.name: Turn(900.0, 0.0, 1.0, 10**8)}] * 3
+    head, line, row = tables(measured, []).splitlines()[2:5]
+    assert head.count("|") == line.count("|") == row.count("|")
+    assert "| s an epoch of 45,000 images | MB of the cache an epoch |" in head and "| 100.0 | 9.0 |" in row
+    measured.field = replace(measured.field, by_epoch=False)
+    assert "an epoch" not in tables(measured, [])
 
 
 def test_figure_of_a_wrong_first_step_is_refused() -> None:
@@ -223,12 +305,13 @@ def test_smoke_runs_both_sides_checks_their_first_step_and_refuses_a_ratio(tmp_p
 def test_growth_fields_compare_each_quantity_with_one_base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     of = Arena("resnet20", "resnet8", "", "", 100, (0.5,), (0.5,))
     monkeypatch.setattr(engine, "arena", lambda options, folder: replace(of, classes=options.classes))
-    fields = list(engine.growth_fields(engine._arguments(["--growth"]), tmp_path))
+    fields = list(engine.growth_fields(engine._arguments(["--growth", "--precision", "fp32"]), tmp_path))
     assert [len(field.contestants) for field in fields[:4]] == [5, 3, 3, 3]
     for field in fields:
         names = {slot.name for slot in field.slots}
         assert all(set(row.uses) <= names for row in field.rows)
         assert len({contestant.folder for contestant in field.contestants}) == len(field.contestants)
+        assert {contestant.training["precision"] for contestant in field.contestants} == {"fp32"} and field.by_epoch
     one, two = fields[0].rows[0], fields[2].rows[0]
     assert one.value({"batch 64": 2.0, "batch 16": 1.0}) == 0.5
     assert two.value({"1 student": 4.0, "2 students": 1.0}) == 0.25

@@ -13,6 +13,7 @@ from PIL import Image
 
 from bench import gpu
 from bench.gpu import Bench, difference, report, run_apart, run_part, used_mib, write_inputs
+from kdcore.spec import METHODS
 
 
 @pytest.fixture(scope="module")
@@ -34,9 +35,31 @@ def test_run_part_the_optimizer_of_a_graph_is_close_to_the_usual_one(bench: Benc
     assert found["fp32: usual optimizer and fused"] < 1e-5
 
 
-def test_run_part_each_case_is_tried(bench: Bench) -> None:
+def test_run_part_each_case_of_capture_repeats_itself_on_a_cpu(bench: Bench) -> None:
     found = {one["what"]: one["found"] for one in run_part("capture", bench)}
-    assert found["supervised"]["difference"] == 0 and "error" not in found
+    assert found.pop("seconds") > 0
+    assert found.keys() == {*METHODS, *gpu.RECIPES}
+    assert {name: one.get("error", one.get("difference")) for name, one in found.items()} == dict.fromkeys(found, 0)
+
+
+@pytest.mark.slow
+def test_run_part_a_training_is_killed_while_it_runs(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The memory of a GPU of which half is used as long as the training lives, and for one look longer."""
+    seen = iter([100, 4000, 4000, 110])
+    monkeypatch.setattr(gpu, "used_mib", lambda: next(seen))
+    found = {one["what"]: one["found"] for one in run_part("killed", bench)}
+    assert (found["reached"], found["before"], found["during"], found["after"]) == (True, 100, 4000, 110)
+    assert next(seen, None) is None and "error" not in found
+
+
+def test_the_process_that_is_to_be_killed_ends_without_a_finding(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    held = []
+    monkeypatch.setattr(gpu, "hold", held.append)
+    monkeypatch.setattr(sys, "argv", ["gpu", "--smoke", "--part", "hold", "--folder", str(tmp_path)])
+    assert gpu.main() == 0 and capsys.readouterr().out == ""
+    assert [(one.device, one.smoke) for one in held] == [("cpu", True)]
 
 
 def test_run_part_speed_compares_with_the_plain_loop(bench: Bench) -> None:

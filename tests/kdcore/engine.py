@@ -116,7 +116,7 @@ def copied(state: Any) -> Any:
 def as_by_the_version_before(path: Path) -> None:
     """Write a checkpoint as it was before formats had a number."""
     state = torch.load(path, weights_only=True)
-    for name in ("format", "batch_norm", "reading", "has_sizes", "computing", "warnings"):
+    for name in ("format", "batch_norm", "reading", "has_sizes", "computing", "warnings", "used"):
         del state[name]
     for outcomes in state["finished"].values():
         for outcome in outcomes.values():

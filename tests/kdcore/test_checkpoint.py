@@ -45,7 +45,7 @@ def test_a_checkpoint_keeps_the_names_of_its_parts(tmp_path):
     state = torch.load(checkpoint.save(tmp_path, 7, progress()).path, weights_only=True)
     assert list(state) == [
         "format", "finished", "prepared", "training", "batch_norm", "reading", "has_sizes", "computing", "warnings",
-        "cost", "starts", "curves",
+        "cost", "starts", "curves", "used",
     ]  # fmt: skip
     assert list(state["finished"]["assistant-1"]["student"]) == [
         "best",

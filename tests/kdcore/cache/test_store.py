@@ -3,6 +3,8 @@ import fcntl
 import multiprocessing
 import os
 import shutil
+import signal
+import time
 
 import numpy as np
 import pytest
@@ -102,6 +104,64 @@ def test_processes_fill_a_view_store_at_once(tmp_path):
         writer.join()
         assert writer.exitcode == 0
     assert held(opened(tmp_path), *range(200)) == list(range(200))
+
+
+WIDE, MANY = 4096, 100_000
+"""Bytes of a record that a kill may cut in two, and more records than a writer stores until its kill."""
+
+
+def wide_records(keys):
+    """A record of each key, each of whose numbers says the key and its own place."""
+    return (np.asarray(keys, dtype=np.int64)[:, None] * 1_000_003 + np.arange(WIDE // 8)).view(np.uint8)
+
+
+def _fill_until_the_kill(folder, first, flushed):
+    """Add 32 records after the other, and write a byte for each block that is whole. A block is written in pieces, so
+    that most kills cut one in two."""
+    write = ViewStore._write
+
+    def in_pieces(self, block):
+        for start in range(0, len(block), 1000):
+            write(self, block[start : start + 1000])
+
+    ViewStore._write = in_pieces  # Of this process alone.
+    store = ViewStore(folder, WIDE, 1 << 30)
+    for start in range(first, first + MANY, 32):
+        keys = np.arange(start, start + 32)
+        store.add(keys, wide_records(keys))
+        store.flush()
+        os.write(flushed, b".")
+
+
+def test_view_store_has_only_right_records_after_its_writers_were_killed(tmp_path):
+    """Two at once, at any time, beside what earlier ones have left. What was flushed is there."""
+    context, draw = multiprocessing.get_context("fork"), np.random.default_rng(0)
+    flushed, some = set(), np.zeros(0, dtype=np.int64)
+    for _ in range(6):
+        writers = []
+        for first in (len(some), len(some) + 1):
+            reads, writes = os.pipe()
+            writer = context.Process(target=_fill_until_the_kill, args=(entry(tmp_path), first * MANY, writes))
+            writer.start()
+            os.close(writes)
+            writers.append((writer, reads))
+            some = np.append(some, first * MANY)
+        for (writer, reads), first in zip(writers, some[-2:].tolist(), strict=True):
+            blocks = sum(len(os.read(reads, 1)) for _ in range(draw.integers(1, 10)))
+            time.sleep(draw.uniform(0, 0.002))
+            os.kill(writer.pid, signal.SIGKILL)
+            writer.join()
+            assert writer.exitcode == -signal.SIGKILL
+            blocks += len(os.read(reads, 1 << 16))
+            os.close(reads)
+            flushed |= set(range(first, first + 32 * blocks))
+        store = opened(tmp_path, size=WIDE)
+        found = (some[:, None] + np.arange(MANY)).flatten()
+        found = found[store.find(found) >= 0]
+        # Of each writer, one more block may be whole: that of which it could not tell.
+        assert flushed <= set(found.tolist()) and len(found) == len(store) <= len(flushed) + 32 * len(some)
+        assert np.array_equal(store.read(store.find(found)), wide_records(found))
+        store.close()
 
 
 def only_file(tmp_path):

@@ -1,9 +1,11 @@
 """The cache in front of a teacher: the student's bits never depend on it, and it computes only what is missing."""
 
 import errno
+import itertools
 import json
 import os
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,9 +17,12 @@ from kdcore.cache import key as teacher_key
 from kdcore.cache import store as view_store
 from kdcore.cache import teacher as teacher_cache
 from kdcore.cache.store import ViewStore
+from kdcore.cache.teacher import CachedTeacher
 from kdcore.checkpoint import Stopped
 from kdcore.classifier import FrozenTeacher
+from kdcore.data.views import Batches, Views
 from kdcore.device import Computing
+from kdcore.lesson import View
 from kdcore.prepare import prepare
 from kdcore.run import run
 from kdcore.training import StageTraining
@@ -249,6 +254,84 @@ def test_a_teacher_that_runs_ahead_uses_the_cache(data, teacher, tmp_path):
     warm, second, codes = finish(spec, tmp_path / "warm", tmp_path / "cache")
     assert first["stored"] and (second["hits"], second["misses"]) == (SEEN, 0) and not codes
     assert same(off, cold) and same(off, warm)
+
+
+def test_a_change_of_threads_is_said_where_the_key_has_their_number(data, teacher, plain, tmp_path, monkeypatch):
+    """A teacher whose bits depend on the number of threads: after three steps there are other ones."""
+    step, done, tried = StageTraining._step, [0], CachedTeacher._try
+
+    def with_threads(self, batch):
+        layout = tried(self, batch)
+        self._threads = torch.get_num_threads()
+        return layout
+
+    def counted(self, batch):
+        step(self, batch)
+        done[0] += 1
+        if done[0] == 3:
+            monkeypatch.setattr(teacher_cache.torch, "get_num_threads", lambda: 64)
+
+    monkeypatch.setattr(CachedTeacher, "_try", with_threads)
+    monkeypatch.setattr(StageTraining, "_step", counted)
+    student, report, codes = finish(spec_of(data, teacher), tmp_path / "job")
+    assert same(student, plain) and not codes
+    assert report["stored"] == 3 * BATCH and report["not_kept"] == report["misses"] - report["stored"]
+    assert any("since the number of threads changed" in note for note in report["notes"])
+
+
+def test_views_that_a_record_cannot_hold_exactly_are_counted_and_computed_again(data, teacher, tmp_path, monkeypatch):
+    """The form of a record comes from noise, for which this teacher gives few digits; for most images it gives more."""
+    forward, calls = FrozenTeacher.forward, [0]
+
+    def few_digits_at_first(self, batch):
+        calls[0] += 1
+        logits = forward(self, batch).logits
+        return View(logits.bfloat16().float() if calls[0] <= 1 + TRIED else logits)
+
+    students = []
+    for name, how in (("off", "off"), ("cold", "exact"), ("warm", "exact")):
+        calls[0] = 0
+        with monkeypatch.context() as patch:
+            patch.setattr(FrozenTeacher, "forward", few_digits_at_first)
+            spec = spec_of(data, teacher, teacher_cache=how)
+            student, report, _ = finish(spec, tmp_path / name, tmp_path / "cache")
+        students.append(student)
+        if how == "exact":
+            assert report["stored"] < report["misses"] and report["not_kept"] > 0
+            assert any("bfloat16 cannot hold" in note for note in report["notes"])
+    assert same(*students[:2]) and same(*students[1:])
+
+
+def test_what_finds_no_room_is_counted(data, teacher, tmp_path):
+    _, report, _ = finish(spec_of(data, teacher), tmp_path / "job", tmp_path / "cache", max_bytes=5000)
+    assert report["stored"] + report["not_kept"] == report["misses"]
+
+
+def test_timings_count_the_look_ups_of_steps_as_caching_but_not_the_teacher(data, teacher, tmp_path, monkeypatch):
+    """On a clock on which each pass of the teacher takes ten seconds, and each reading of the clock one."""
+    now, forward = [0.0], FrozenTeacher.forward
+
+    def read():
+        now[0] += 1
+        return now[0]
+
+    def slow(self, batch):
+        now[0] += 10
+        return forward(self, batch)
+
+    where, _ = workspace(tmp_path)
+    spent = []
+    cache = teacher_cache.in_front(prepare(spec_of(data, teacher), where), where, spent.append)
+    monkeypatch.setattr(teacher_cache, "time", SimpleNamespace(monotonic=read))
+    monkeypatch.setattr(FrozenTeacher, "forward", slow)
+    prepared = prepare(spec_of(data, teacher), where)
+    training_set, recipe = prepared.training_set(prepared.trials[0]), prepared.spec.training
+    batches = cache.through(Batches(training_set, recipe, Views.of(recipe, 3), epoch=0))
+    for batch in itertools.islice(batches, 2):
+        cache(batch)
+    # The first call tries the teacher on two pieces of noise; a pass that is timed reads the clock twice.
+    assert spent == [10 * TRIED + 3 - 1, 3 - 1]
+    cache.close()
 
 
 def test_two_jobs_at_once_share_a_cache(data, teacher, plain, tmp_path, monkeypatch):

@@ -101,6 +101,13 @@ def test_html_has_the_figures_of_the_report(job):
     assert "$DISTILLERY_URL/v1/jobs" in text and "127.0.0.1" not in text
 
 
+def test_html_says_of_each_stage_what_made_its_steps_faster(job):
+    text = html_of(job)
+    row = "<td>student</td><td>fused batch norms of the student</td><td>0 of 3 layers</td>"
+    assert row in text and "training.kernels is &#39;eager&#39;" in text
+    assert "<td>alone</td><td>teacher cache</td><td>no</td>" in text
+
+
 def test_html_has_a_curve_of_each_trial(job):
     found = re.findall(r'<polyline class="(\w+)" points="([^"]+)"', html_of(job))
     drawn = [kind for kind, points in found if points != "0,4 26,4"]  # Those are the lines of the keys.

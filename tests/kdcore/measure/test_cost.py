@@ -150,6 +150,19 @@ def test_meter_divides_all_attempts_into_what_was_done_and_a_block_inside_of_ano
     assert timings == {**known, "preparing": 0, "exporting": 0}
 
 
+def test_move_counts_a_part_of_the_present_activity_for_another_one(clock):
+    meter = CostMeter()
+    meter.move(9, "caching")  # What is in no activity is no part of the sum.
+    with meter.during("training/student"):
+        clock.pass_by(4)
+        meter.move(1.5, "caching")
+        with meter.during("caching"):
+            clock.pass_by(2)
+            meter.move(1, "caching")
+    timings = meter.timings()
+    assert (timings["training"], timings["caching"]) == ({"student": 2.5}, 3.5)
+
+
 def test_meter_of_a_checkpoint_without_timings_counts_from_there(clock):
     meter = CostMeter({"seconds": 5.0, "memory_bytes": 1, "stages": {}})
     with meter.during("evaluating"):

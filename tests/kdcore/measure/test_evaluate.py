@@ -191,7 +191,8 @@ def test_evaluate_checkpoint_by_hand_is_the_same_measurement(files, tmp_path):
     place, _ = workspace(tmp_path)
     report = run_evaluation(spec_of(files), place)
     by_hand = evaluate_checkpoint(files[1], None, Dataset(source=f"file:{files[0]}"), place)
-    assert {**by_hand, "seconds": report["seconds"], "timings": report["timings"]} == report
+    assert (report["kept_logits"]["measured"], by_hand["kept_logits"]["taken"]) == (1, 1)
+    assert {**by_hand, **{name: report[name] for name in ("seconds", "timings", "kept_logits")}} == report
 
 
 def test_run_evaluation_of_a_streamed_set_is_the_same_measurement(files, tmp_path, monkeypatch):
@@ -201,7 +202,10 @@ def test_run_evaluation_of_a_streamed_set_is_the_same_measurement(files, tmp_pat
     place.cache_max_bytes = 0
     streamed = run_evaluation(spec_of(files), place)
     assert streamed["warnings"][0]["code"] == "decoded_again"
-    assert {**streamed, **{name: report[name] for name in ("warnings", "seconds", "timings")}} == report
+    (note,) = streamed["kept_logits"]["notes"]
+    assert note == "not kept for later jobs: the cache has no room for 18,000 bytes"
+    of_attempts = ("warnings", "seconds", "timings", "kept_logits")
+    assert {**streamed, **{name: report[name] for name in of_attempts}} == report
 
 
 def measured(files, tmp_path, mean, std, order=None):

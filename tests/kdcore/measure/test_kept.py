@@ -10,12 +10,14 @@ from base.data_cache import lock_of
 from kdcore.classifier import Classifier
 from kdcore.data import Room, load
 from kdcore.device import Computing
-from kdcore.measure import evaluate, kept
+from kdcore.measure import evaluate, kept, teacher_check
+from kdcore.models import build
 from kdcore.programs import Program
+from kdcore.protocol import REPORT_OF_ATTEMPTS
 from kdcore.run import run
 from kdcore.spec import Dataset
 from store import cache as store_cache
-from tests.kdcore.engine import job, workspace, write_arrays, write_teacher
+from tests.kdcore.engine import events, job, workspace, write_arrays, write_teacher
 from tests.kdcore.tiny import linear
 
 LOGITS = torch.tensor([[1.5, -0.0], [float("inf"), 3e-45], [2.0, 7.0]])
@@ -66,6 +68,48 @@ def test_logits_without_room_or_with_a_full_disk_are_measured_all_the_same(tmp_p
 
     monkeypatch.setattr(kept, "write_whole", full)
     assert kept.logits(tmp_path, Room(), "a", 3, lambda: LOGITS) is LOGITS
+
+
+def test_kept_counts_what_was_taken_and_says_what_is_not_kept(data, tmp_path, monkeypatch):
+    def asked(room=None):
+        one = kept.Kept(tmp_path, room or Room(), Dataset(source="file:x"), data.facts, CPU)
+        return one, one.logits("linear", linear(0), data.test, lambda: torch.zeros(30, 3))
+
+    first, _ = asked(Room(9))
+    assert first.report() == {
+        "taken": 0, "measured": 1, "notes": ["not kept for later jobs: the cache has no room for 360 bytes"],
+    }  # fmt: skip
+    assert asked()[0].report() == {"taken": 0, "measured": 1, "notes": []}
+    assert asked()[0].report() == {"taken": 1, "measured": 0, "notes": []}
+    (path,) = tmp_path.glob("*-logits/*")
+    path.write_bytes(path.read_bytes()[:-1] + b"?")
+    with monkeypatch.context() as patch:
+
+        def full(*_):
+            raise OSError(28, "No space left on device")
+
+        patch.setattr(kept, "write_whole", full)
+        notes = asked()[0].report()["notes"]
+    assert notes == [
+        "measured again: the stored numbers have another checksum",
+        "not kept for later jobs: No space left on device",
+    ]
+
+
+def test_kept_asks_for_the_rows_that_are_there_and_for_the_threads_that_measure(data, tmp_path, monkeypatch):
+    one = kept.Kept(tmp_path, Room(), Dataset(source="file:x"), data.facts, CPU)
+    few = data.test.take(torch.arange(4))
+
+    def ask(*part):
+        return len(one.logits("linear", linear(0), few, lambda: torch.zeros(4, 3), list(part) or None))
+
+    parts = [(), kept.part_of("test", 30, torch.arange(4)), kept.part_of("test", 30, torch.arange(1, 5)),
+             kept.part_of("train", 30, torch.arange(4)), kept.part_of("test", 31, torch.arange(4))]  # fmt: skip
+    assert [ask(*part) for part in parts + parts] == [4] * 10 and one.report()["measured"] == 5
+    assert len(one.logits("linear", linear(0), few, lambda: torch.zeros(12, 3), ["thrice"], 12)) == 12
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    ask()
+    assert one.report()["measured"] == 7
 
 
 def test_logits_are_trimmed_as_decoded_data_is_the_longest_unused_first(tmp_path):
@@ -130,20 +174,48 @@ def test_key_knows_a_program_by_its_file(data):
     assert key(data, one) == key(data, again) != key(data, other)
 
 
-def test_run_a_second_job_with_a_teacher_takes_its_logits_and_reports_the_same_bits(tmp_path, monkeypatch):
+@pytest.mark.parametrize("sample", [30, 12])
+def test_run_a_second_job_with_a_teacher_runs_it_only_to_teach_and_reports_the_same_bits(sample, tmp_path, monkeypatch):
+    """Test images, held-out ones, and those of the teacher check: all test images or a few, also as other
+    normalizations show them, and those whose soft targets are looked at."""
     data, teacher = write_arrays(tmp_path / "data.npz"), write_teacher(tmp_path / "teacher.safetensors")
-    spec, measured, logits_on = job(data, teacher, method="kd", training={"epochs": 1}), [], evaluate.logits_on
+    spec, logits_on = job(data, teacher, method="kd", training={"epochs": 1}), evaluate.logits_on
+    parameters = evaluate.parameters(build("convnet8", 3, 1))
+    rows: list[int] = []
 
     def counted(model, images, on_images=None):
-        measured.append((sum(one.numel() for one in model.network.parameters()), len(images)))
+        if evaluate.parameters(model.network) == parameters:
+            rows.append(len(images))
         return logits_on(model, images, on_images)
 
     monkeypatch.setattr(evaluate, "logits_on", counted)
-    reports, runs = [], []
+    monkeypatch.setattr(teacher_check, "IMAGES", sample)
+    reports, figures, runs, checks = [], [], [], []
     for name, cache in (("first", "cache"), ("second", "cache"), ("apart", "other")):
-        where, _ = workspace(tmp_path / name, tmp_path / cache)
-        reports.append({**run(spec, where), "seconds": 0, "cost": 0, "timings": 0, "teacher_cache": 0})
-        runs.append(list(measured))
-        measured.clear()
-    assert reports[0] == reports[1] == reports[2]
-    assert runs[0] == runs[2] and len(runs[1]) == len(runs[0]) - 1
+        where, stream = workspace(tmp_path / name, tmp_path / cache)
+        report = run(spec, where)
+        figures.append(report["kept_logits"])
+        reports.append({**report, **dict.fromkeys(REPORT_OF_ATTEMPTS)})
+        runs.append(list(rows))
+        (check,) = events(stream, "teacher_check")
+        checks.append(check)
+        rows.clear()
+    assert reports[0] == reports[1] == reports[2] and checks[0] == checks[1] == checks[2]
+    assert runs[0] == runs[2] and len(runs[0]) > 4 and runs[1] == []
+    # Where the check has measured all test images, the report takes these.
+    asked = 5
+    taken = sample == 30
+    assert figures[0] == {"taken": taken, "measured": asked - taken, "notes": []}
+    assert figures[1] == {"taken": asked, "measured": 0, "notes": []}
+
+
+def test_run_the_held_out_logits_of_another_jobs_baseline_are_kept_those_of_a_new_student_are_not(tmp_path):
+    data, teacher = write_arrays(tmp_path / "data.npz"), write_teacher(tmp_path / "teacher.safetensors")
+    alone = run(job(data, baseline="none"), (where := workspace(tmp_path / "alone")[0]))
+    assert alone["kept_logits"] == {"taken": 0, "measured": 0, "notes": []}
+    baseline = where.out / "student.safetensors"
+    spec = job(data, teacher, method="kd", baseline=f"file:{baseline}", training={"epochs": 1})
+    first, second = (run(spec, workspace(tmp_path / name, tmp_path / "cache")[0]) for name in ("first", "second"))
+    assert second["kept_logits"]["measured"] == 0
+    assert second["kept_logits"]["taken"] == first["kept_logits"]["measured"] + first["kept_logits"]["taken"] == 7
+    assert first["calibration"] == second["calibration"] and first["alone"] == second["alone"]
