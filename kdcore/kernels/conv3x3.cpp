@@ -25,10 +25,10 @@ namespace {
 using bfloat16 = uint16_t;
 
 constexpr long LANES = 16;
+constexpr long LINE = 32;                // numbers of bfloat16 in a line of the cache
 constexpr long CHUNK_BYTES = 128 << 10;  // of maps, which stay in the cache for all blocks of output channels
-constexpr long SMALL = 1 << 20;          // products for which threads cost more than they gain
-constexpr long LINE = 32;  // numbers of bfloat16 in a line of the cache
-constexpr long FEW = 4;  // input channels up to which images are copied: an odd number of them has no pairs
+constexpr long SMALL = 1 << 20;          // products of a tap for which threads cost more than they gain
+constexpr long FEW = 4;                  // channels up to which images are copied: an odd number of them has no pairs
 
 // What is done with the sums before they are rounded. Null: nothing is added.
 struct Finish {
@@ -43,7 +43,8 @@ struct Shape {
 };
 
 // Weights as the loops read them: [block of N * 16 output channels][ky][pair of input channels][kx][N * 16][2].
-long blocked(long out_channels, long c) { return c + 2 * LANES <= out_channels ? 2 : 1; }
+// The N of the block that begins at an output channel:
+long vectors_of(long out_channels, long c) { return c + 2 * LANES <= out_channels ? 2 : 1; }
 
 inline __m512 product(__m512 sum, __m512i maps, __m512i weights) {
     return _mm512_dpbf16_ps(sum, (__m512bh)maps, (__m512bh)weights);
@@ -347,8 +348,7 @@ void in_rows(const Shape& shape, long images, const void* x, bool x_is_float, co
     Shape read = shape;
     read.channels = (shape.channels + 1) / 2 * 2;
     const long row_bytes = std::max(1L, of_image / shape.out_height) * long(sizeof(bfloat16));
-    // Of one image, if it is copied.
-    const long most = copied ? shape.out_height : std::max(1L, CHUNK_BYTES / row_bytes);
+    const long most = std::max(1L, CHUNK_BYTES / row_bytes);
     const long products = rows * shape.out_width * shape.out_channels * shape.channels;
     in_threads(products < SMALL ? 1 : threads, [&](long thread, long of) {
         std::vector<bfloat16> copy(copied ? shape.height * shape.width * read.channels : 0);
@@ -363,17 +363,16 @@ void in_rows(const Shape& shape, long images, const void* x, bool x_is_float, co
                 copy_image(static_cast<const bfloat16*>(x) + image * of_image, shape.height * shape.width,
                            shape.channels, copy.data());
             }
-            for (long c = 0; c < shape.out_channels; c += blocked(shape.out_channels, c) * LANES) {
-                const Choice& of_block = kernels[blocked(shape.out_channels, c) - 1];
-                const Finish own = {finish.bias == nullptr ? nullptr : finish.bias + c, nullptr, finish.relu};
+            for (long c = 0; c < shape.out_channels; c += vectors_of(shape.out_channels, c) * LANES) {
+                const Choice& of_block = kernels[vectors_of(shape.out_channels, c) - 1];
                 for (long r = begin, now; r < until; r += now) {
                     const long number = r / shape.out_height, row = r % shape.out_height;
                     now = std::min({of_block.rows, until - r, shape.out_height - row});
                     const long to = number * shape.out_height * shape.out_width * shape.out_channels + c;
-                    Finish here = own;
-                    if (finish.shortcut != nullptr) here.shortcut = finish.shortcut + to;
-                    of_block.kernel(read, copied ? copy.data() : static_cast<const bfloat16*>(x) + number * of_image, row,
-                                    now, packed + c * 9 * read.channels, y + to, here);
+                    const Finish here = {finish.bias == nullptr ? nullptr : finish.bias + c,
+                                         finish.shortcut == nullptr ? nullptr : finish.shortcut + to, finish.relu};
+                    const bfloat16* own = copied ? copy.data() : static_cast<const bfloat16*>(x) + number * of_image;
+                    of_block.kernel(read, own, row, now, packed + c * 9 * read.channels, y + to, here);
                 }
             }
             begin = until;
@@ -388,9 +387,9 @@ extern "C" {
 // Room for weights as the kernels read them, in numbers of bfloat16.
 long conv3x3_packed(long out_channels, long channels) { return out_channels * 9 * ((channels + 1) / 2 * 2); }
 
-// Put weights, float32 with a stride for each of their four dimensions, into the order that the kernels read, in bfloat16.
-// The convolution that they are for has `out_channels` outputs; `turned`: it is the gradient of another one, so these are
-// the second dimension, and the taps are turned by 180 degrees.
+// Put weights, float32 with a stride for each of their four dimensions, into the order that the kernels read, in
+// bfloat16. The convolution that they are for has `out_channels` outputs; `turned`: it is the gradient of another one,
+// so these are the second dimension, and the taps are turned by 180 degrees.
 void conv3x3_pack(const float* weight, long out_channels, long channels, long by_out, long by_in, long by_y, long by_x,
                   int turned, bfloat16* packed) {
     if (turned) {
@@ -425,7 +424,7 @@ void conv3x3_pack(const float* weight, long out_channels, long channels, long by
     };
     for (long c = 0; c < out_channels; c += LANES) {
         // The place in the block of output channels, which may have 16 or 32.
-        const long block = c / (2 * LANES) * (2 * LANES), wide = blocked(out_channels, block) * 2 * LANES;
+        const long block = c / (2 * LANES) * (2 * LANES), wide = vectors_of(out_channels, block) * 2 * LANES;
         bfloat16* to = packed + block * 9 * ((channels + 1) / 2 * 2) + (c - block) * 2;
         for (long ky = 0; ky < 3; ++ky) {
             for (long kx = 0; kx < 3; ++kx) {
@@ -440,9 +439,9 @@ void conv3x3_pack(const float* weight, long out_channels, long channels, long by
     }
 }
 
-// y = round(relu(convolution of x + bias + shortcut)). x: images x height x width x channels, y and shortcut with the
-// side lengths divided by the stride and rounded up. Widths of y from 3 on, a multiple of 16 channels in y; in x an even
-// number, or fewer than 4, which may be float32. Null: bias, shortcut.
+// y = round(relu(convolution of x + bias + shortcut)). x: images x height x width x channels; y and shortcut:
+// out_channels, and sides divided by the stride and rounded up. The width of y is at least 3, its channels are a
+// multiple of 16; those of x are so too, or at most 4, which may be float32. Null: bias, shortcut.
 void conv3x3_forward(const void* x, int x_is_float, long images, long height, long width, long channels,
                      long out_channels, int stride, const bfloat16* packed, const float* bias,
                      const bfloat16* shortcut, int relu, bfloat16* y, int threads) {
@@ -452,8 +451,8 @@ void conv3x3_forward(const void* x, int x_is_float, long images, long height, lo
     });
 }
 
-// The gradient of maps (images x height x width x channels) of which a convolution with stride 2 made out_channels maps:
-// from that of its output, and weights packed as turned. (That with stride 1 is `conv3x3_forward`.)
+// The gradient of maps (images x height x width x channels) of which a convolution with stride 2 made out_channels
+// maps: from that of its output, and weights packed as turned. (That with stride 1 is `conv3x3_forward`.)
 void conv3x3_strided_gradient(const bfloat16* grad_y, long images, long height, long width, long channels,
                               long out_channels, const bfloat16* packed, bfloat16* grad_x, int threads) {
     const Shape shape = {(height - 1) / 2 + 1, (width - 1) / 2 + 1, out_channels, height, width, channels};
