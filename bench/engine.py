@@ -49,8 +49,9 @@ MOBILE = ("torchvision/resnet18", "torchvision/mobilenet_v3_small")
 MOBILE_SIDE = 96
 JOB_EPOCHS, JOB_IMAGES = 30, 45_000
 
-LOSS_LIMIT = {"fp32": 1e-6, "bf16": 1e-3}
-"""The largest relative error of the first loss, against float64."""
+LOSS_LIMIT = {"fp32": 1e-6, "bf16": 5e-3}
+"""The largest relative error of the first loss, against float64. In bf16 that of PyTorch's own operators is 4e-3 (root
+mean square over 24 pairs of random networks), and by chance much less in one of them."""
 COSINE_LIMIT = {"fp32": 0.9999, "bf16": 0.99}
 PLAIN_ERRORS = 3
 """So many times the plain loop's own error in the same precision is allowed where that is more: the order of sums, and

@@ -1,7 +1,7 @@
 // A 3 x 3 convolution in bfloat16 with padding 1 and stride 1 or 2, over channels-last maps: forward, and the gradient
 // of its maps. Sums are float32 and are rounded once. It needs a CPU that has AVX512_BF16.
 //
-// A register block is Q pixels beside each other in a row of the output, by N * 16 output channels. A pair of input
+// A register block is Q pixels beside each other in R rows of the output, by N * 16 output channels. A pair of input
 // channels of one input pixel is read into all lanes, and serves every pixel of the block that it reaches: up to three,
 // by three taps. So there are far fewer loads than products, also at 16 channels.
 //
@@ -25,9 +25,10 @@ namespace {
 using bfloat16 = uint16_t;
 
 constexpr long LANES = 16;
+constexpr long LINE = 32;                // numbers of bfloat16 in a line of the cache
 constexpr long CHUNK_BYTES = 128 << 10;  // of maps, which stay in the cache for all blocks of output channels
-constexpr long SMALL = 1 << 20;          // products for which threads cost more than they gain
-constexpr long FEW = 4;  // input channels up to which images are copied: an odd number of them has no pairs
+constexpr long SMALL = 1 << 20;          // products of a tap for which threads cost more than they gain
+constexpr long FEW = 4;                  // channels up to which images are copied: an odd number of them has no pairs
 
 // What is done with the sums before they are rounded. Null: nothing is added.
 struct Finish {
@@ -42,7 +43,8 @@ struct Shape {
 };
 
 // Weights as the loops read them: [block of N * 16 output channels][ky][pair of input channels][kx][N * 16][2].
-long blocked(long out_channels, long c) { return c + 2 * LANES <= out_channels ? 2 : 1; }
+// The N of the block that begins at an output channel:
+long vectors_of(long out_channels, long c) { return c + 2 * LANES <= out_channels ? 2 : 1; }
 
 inline __m512 product(__m512 sum, __m512i maps, __m512i weights) {
     return _mm512_dpbf16_ps(sum, (__m512bh)maps, (__m512bh)weights);
@@ -63,6 +65,10 @@ inline void store(bfloat16* to, __m512 values) {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), (__m256i)_mm512_cvtneps_pbh(values));
 }
 
+inline void fetch(const bfloat16* from, long count) {
+    for (long at = 0; at < count; at += LINE) __builtin_prefetch(from + at);
+}
+
 template <int N>
 inline void load_taps(__m512i (&weights)[3][N], const bfloat16* from) {
 #pragma GCC unroll 3
@@ -81,36 +87,58 @@ inline void clear(__m512 (&sums)[Q][N]) {
     }
 }
 
-// The block of Q output pixels whose first one is at the input pixel `x` (in the row above), so that it reads the pixels
-// -1 to P - 2 of the rows `first` to `last` of three. LEFT, RIGHT: the first or last of them is outside the image.
-template <int N, int Q, int STRIDE, bool LEFT, bool RIGHT>
-inline void forward_block(const bfloat16* x, long row, long first, long last, long channels, const bfloat16* packed,
-                          bfloat16* y, long out_channels, long at, const Finish& finish) {
+// What of a block of output pixels lies outside: the first or the last pixel of its input, and rows of its input.
+struct Edges {
+    bool left, right;
+    long above, below;  // rows of the image from the block's first input row on, and after it
+    long rows;          // of the output
+};
+
+// The block of R rows of Q output pixels each, whose first one is at the input pixel `x` (in the row above), so that it
+// reads the pixels -1 to P - 2 of three rows, and of as many further rows as STRIDE says for each further row.
+template <int N, int R, int Q, int STRIDE>
+inline void forward_block(const bfloat16* x, long row, const Edges& edges, long channels, const bfloat16* packed,
+                          bfloat16* y, long y_row, long out_channels, long at, const Finish& finish) {
     constexpr int P = (Q - 1) * STRIDE + 3;
-    __m512 sums[Q][N];
+    __m512 sums[R * Q][N];
     clear(sums);
     if (finish.shortcut != nullptr) {
-        for (int q = 0; q < Q; ++q) __builtin_prefetch(finish.shortcut + at + q * out_channels);
+        for (int q = 0; q < R * Q; ++q) {
+            __builtin_prefetch(finish.shortcut + at + q / Q * y_row + q % Q * out_channels);
+        }
     }
-    for (long ky = first; ky < last; ++ky) {
+    for (long ky = 0; ky < 3; ++ky) {
+        bool inside[R];
+        for (int r = 0; r < R; ++r) {
+            const long of = r * STRIDE + ky;
+            inside[r] = r < edges.rows && of >= edges.above && of < edges.below;
+        }
+        if (R == 1 && !inside[0]) continue;
         const bfloat16 *from = x + ky * row, *weights_of_row = packed + ky * channels * 3 * N * LANES;
-        for (long c = 0; c < channels; c += 2) {
+        for (long c = 0; c < channels; c += 2, from += 2) {
             __m512i weights[3][N];
             load_taps(weights, weights_of_row);
             weights_of_row += 3 * N * 2 * LANES;
-            // Every third pixel in turn: each sum is then used once in a turn, and no product waits for the one before.
-#pragma GCC unroll 3
-            for (int turn = 0; turn < 3; ++turn) {
-#pragma GCC unroll 33
-                for (int p = turn; p < P; p += 3) {
-                    if ((LEFT && p == 0) || (RIGHT && p == P - 1)) continue;
-                    const __m512i pair = pair_at(from + (p - 1) * channels + c);
-#pragma GCC unroll 3
-                    for (int k = 0; k < 3; ++k) {
-                        const int q = (p - k) / STRIDE;
-                        if (p < k || (p - k) % STRIDE != 0 || q >= Q) continue;
 #pragma GCC unroll 2
-                        for (int n = 0; n < N; ++n) sums[q][n] = product(sums[q][n], pair, weights[k][n]);
+            for (int r = 0; r < R; ++r) {
+                if (R > 1 && !inside[r]) continue;
+                // Every third pixel in turn: each sum is then used once in a turn, and no product waits for the one
+                // before.
+#pragma GCC unroll 3
+                for (int turn = 0; turn < 3; ++turn) {
+#pragma GCC unroll 33
+                    for (int p = turn; p < P; p += 3) {
+                        if ((p == 0 && edges.left) || (p == P - 1 && edges.right)) continue;
+                        const __m512i pair = pair_at(from + r * STRIDE * row + (p - 1) * channels);
+#pragma GCC unroll 3
+                        for (int k = 0; k < 3; ++k) {
+                            const int q = (p - k) / STRIDE;
+                            if (p < k || (p - k) % STRIDE != 0 || q >= Q) continue;
+#pragma GCC unroll 2
+                            for (int n = 0; n < N; ++n) {
+                                sums[r * Q + q][n] = product(sums[r * Q + q][n], pair, weights[k][n]);
+                            }
+                        }
                     }
                 }
             }
@@ -118,10 +146,16 @@ inline void forward_block(const bfloat16* x, long row, long first, long last, lo
     }
     y += at;
     const auto each = [&](auto change) __attribute__((always_inline)) {
-#pragma GCC unroll 16
-        for (int q = 0; q < Q; ++q) {
 #pragma GCC unroll 2
-            for (int n = 0; n < N; ++n) change(sums[q][n], q * out_channels + n * LANES, n);
+        for (int r = 0; r < R; ++r) {
+            if (r >= edges.rows) return;
+#pragma GCC unroll 16
+            for (int q = 0; q < Q; ++q) {
+#pragma GCC unroll 2
+                for (int n = 0; n < N; ++n) {
+                    change(sums[r * Q + q][n], r * y_row + q * out_channels + n * LANES, n);
+                }
+            }
         }
     };
     if (finish.bias != nullptr) {
@@ -140,32 +174,27 @@ inline void forward_block(const bfloat16* x, long row, long first, long last, lo
     each([=](__m512& sum, long here, int) { store(y + here, sum); });
 }
 
-// One row of output pixels, of N * 16 output channels.
-using ForwardRow = void (*)(const Shape&, const bfloat16* x, long y_row, const bfloat16* packed, bfloat16* y,
-                            const Finish&);
+// Some rows of output pixels of an image, from `y_row` on, of N * 16 output channels.
+using Rows = void (*)(const Shape&, const bfloat16* x, long y_row, long rows, const bfloat16* packed, bfloat16* y,
+                      const Finish&);
 
-template <int N, int Q, int STRIDE>
-void forward_row(const Shape& shape, const bfloat16* x, long y_row, const bfloat16* packed, bfloat16* y,
-                 const Finish& finish) {
+template <int N, int R, int Q, int STRIDE>
+void forward_rows(const Shape& shape, const bfloat16* x, long y_row, long rows, const bfloat16* packed, bfloat16* y,
+                  const Finish& finish) {
     const long row = shape.width * shape.channels, above = y_row * STRIDE - 1;
-    const long first = above < 0 ? 1 : 0, last = above + 2 < shape.height ? 3 : 2;
-    const bool right_is_outside = (shape.out_width - 1) * STRIDE + 1 >= shape.width;
-    const auto block = [&](auto left, auto right, long q) {
-        forward_block<N, Q, STRIDE, left, right>(x + above * row + q * STRIDE * shape.channels, row, first, last,
-                                                 shape.channels, packed, y, shape.out_channels,
-                                                 (y_row * shape.out_width + q) * shape.out_channels, finish);
-    };
-    constexpr std::true_type outside;
-    constexpr std::false_type inside;
-    if (shape.out_width == Q) {
-        right_is_outside ? block(outside, outside, 0) : block(outside, inside, 0);
-        return;
+    const long out_row = shape.out_width * shape.out_channels;
+    Edges edges = {false, false, above < 0 ? 1 : 0, shape.height - above, rows};
+    for (long next = 0; next < shape.out_width; next += Q) {
+        // The last one begins earlier where it would not fit.
+        const long q = std::min(next, shape.out_width - Q);
+        edges.left = q == 0;
+        edges.right = (q + Q - 1) * STRIDE + 1 >= shape.width;
+        const bfloat16* const from = x + above * row + q * STRIDE * shape.channels;
+        // What the next rows read beyond these: the processor alone finds no order in blocks beside each other.
+        for (long ahead = 3; ahead < 3 + R * STRIDE; ++ahead) fetch(from + ahead * row, Q * STRIDE * shape.channels);
+        forward_block<N, R, Q, STRIDE>(from, row, edges, shape.channels, packed, y, out_row, shape.out_channels,
+                                       y_row * out_row + q * shape.out_channels, finish);
     }
-    block(outside, inside, 0);
-    for (long q = Q; q + Q < shape.out_width; q += Q) block(inside, inside, q);
-    // The last one begins earlier where it would not fit.
-    const long q = shape.out_width - Q;
-    right_is_outside ? block(inside, outside, q) : block(inside, inside, q);
 }
 
 // The gradient of a row of maps by a convolution of stride 2, from the gradient of its output, for 2 * Q pixels. Those
@@ -204,16 +233,16 @@ inline void strided_gradient_block(const bfloat16* (&from)[3], long first, long 
     }
 }
 
-template <int N, int Q, int STRIDE>
-void strided_gradient_row(const Shape& shape, const bfloat16* x, long y_row, const bfloat16* packed, bfloat16* y,
+template <int N, int Q>
+void strided_gradient_row(const Shape& shape, const bfloat16* x, long y_row, long, const bfloat16* packed, bfloat16* y,
                           const Finish&) {
-    static_assert(STRIDE == 2);
     const long row = shape.width * shape.channels, odd = y_row % 2, of = y_row / 2;
     // Weights are turned: tap 0 was tap 2 of the convolution.
     const bfloat16* rows[3] = {x + of * row, x + of * row, of + 1 < shape.height ? x + (of + 1) * row : nullptr};
     const auto block = [&](auto right, long q) {
         const bfloat16* from[3];
         for (int k = 0; k < 3; ++k) from[k] = rows[k] == nullptr ? nullptr : rows[k] + q * shape.channels;
+        fetch(rows[0] + (odd + 1) * row + q * shape.channels, Q * shape.channels);
         strided_gradient_block<N, Q, right>(from, odd ? 0 : 1, odd ? 2 : 3, shape.channels, packed,
                                             y + (y_row * shape.out_width + 2 * q) * shape.out_channels,
                                             shape.out_channels, shape.out_width - 2 * q);
@@ -222,46 +251,63 @@ void strided_gradient_row(const Shape& shape, const bfloat16* x, long y_row, con
     block(std::true_type{}, shape.width - Q);
 }
 
-// The kernel of a row, for N * 16 output channels at once.
+// The kernel of some rows, for N * 16 output channels at once.
 struct Choice {
-    ForwardRow kernel = nullptr;
+    Rows kernel = nullptr;
+    long rows = 1;
     double cost = 0;
 
-    // Products wait for each other in blocks of fewer than 12 sums.
-    template <int N, int Q, int SUMS>
-    void offer(ForwardRow row, long width) {
-        if (Q > width) return;
-        const double now = double((width + Q - 1) / Q) * (std::max(N * SUMS, 12) + N);
-        if (kernel == nullptr || now < cost) *this = {row, now};
+    // `sums`: those of a block, of `pixels` and `rows`. Products wait for each other where there are fewer than 12.
+    void offer(Rows offered, long vectors, long rows_now, long pixels, long sums, long width) {
+        if (pixels > width) return;
+        const double now = double((width + pixels - 1) / pixels) * (std::max(sums, 12L) + vectors) / double(rows_now);
+        if (kernel == nullptr || now < cost) *this = {offered, rows_now, now};
     }
 };
 
-template <int STRIDE>
-ForwardRow choose_forward(long n, long width) {
-    Choice choice;
-    if (n == 2) {
-        choice.offer<2, 8, 8>(forward_row<2, 8, STRIDE>, width);
-        choice.offer<2, 7, 7>(forward_row<2, 7, STRIDE>, width);
-        choice.offer<2, 4, 4>(forward_row<2, 4, STRIDE>, width);
-    } else {
-        choice.offer<1, 16, 16>(forward_row<1, 16, STRIDE>, width);
-        choice.offer<1, 14, 14>(forward_row<1, 14, STRIDE>, width);
-        choice.offer<1, 8, 8>(forward_row<1, 8, STRIDE>, width);
-        choice.offer<1, 4, 4>(forward_row<1, 4, STRIDE>, width);
-    }
-    return choice.kernel;
+template <int N, int R, int Q, int STRIDE>
+void offer_forward(Choice& choice, long width) {
+    choice.offer(forward_rows<N, R, Q, STRIDE>, N, R, Q, R * Q * N, width);
 }
 
-ForwardRow choose_strided_gradient(long n, long width) {
+template <int STRIDE>
+Choice choose_forward(long n, long width) {
     Choice choice;
     if (n == 2) {
-        choice.offer<2, 4, 8>(strided_gradient_row<2, 4, 2>, width);
+        offer_forward<2, 1, 8, STRIDE>(choice, width);
+        offer_forward<2, 1, 7, STRIDE>(choice, width);
+        offer_forward<2, 2, 6, STRIDE>(choice, width);
+        offer_forward<2, 2, 5, STRIDE>(choice, width);
+        offer_forward<2, 2, 4, STRIDE>(choice, width);
+        offer_forward<2, 2, 3, STRIDE>(choice, width);
     } else {
-        choice.offer<1, 8, 16>(strided_gradient_row<1, 8, 2>, width);
-        choice.offer<1, 7, 14>(strided_gradient_row<1, 7, 2>, width);
-        choice.offer<1, 4, 8>(strided_gradient_row<1, 4, 2>, width);
+        offer_forward<1, 1, 16, STRIDE>(choice, width);
+        offer_forward<1, 1, 14, STRIDE>(choice, width);
+        offer_forward<1, 2, 8, STRIDE>(choice, width);
+        offer_forward<1, 2, 6, STRIDE>(choice, width);
+        offer_forward<1, 2, 4, STRIDE>(choice, width);
+        offer_forward<1, 2, 3, STRIDE>(choice, width);
     }
-    return choice.kernel;
+    return choice;
+}
+
+template <int N, int Q>
+void offer_strided_gradient(Choice& choice, long width) {
+    choice.offer(strided_gradient_row<N, Q>, N, 1, Q, 2 * Q * N, width);
+}
+
+Choice choose_strided_gradient(long n, long width) {
+    Choice choice;
+    if (n == 2) {
+        offer_strided_gradient<2, 4>(choice, width);
+        offer_strided_gradient<2, 3>(choice, width);
+    } else {
+        offer_strided_gradient<1, 8>(choice, width);
+        offer_strided_gradient<1, 7>(choice, width);
+        offer_strided_gradient<1, 4>(choice, width);
+        offer_strided_gradient<1, 3>(choice, width);
+    }
+    return choice;
 }
 
 // Copy an image of at most 4 channels in bfloat16, with a channel of zeros where their number is odd.
@@ -296,14 +342,13 @@ void copy_image(const T* from, long pixels, long channels, bfloat16* to) {
 template <class Choose>
 void in_rows(const Shape& shape, long images, const void* x, bool x_is_float, const bfloat16* packed, bfloat16* y,
              const Finish& finish, int threads, Choose choose) {
-    const ForwardRow kernels[2] = {choose(1), choose(2)};
+    const Choice kernels[2] = {choose(1), choose(2)};
     const long rows = images * shape.out_height, of_image = shape.height * shape.width * shape.channels;
     const bool copied = shape.channels <= FEW;
     Shape read = shape;
     read.channels = (shape.channels + 1) / 2 * 2;
     const long row_bytes = std::max(1L, of_image / shape.out_height) * long(sizeof(bfloat16));
-    // Of one image, if it is copied.
-    const long most = copied ? shape.out_height : std::max(1L, CHUNK_BYTES / row_bytes);
+    const long most = std::max(1L, CHUNK_BYTES / row_bytes);
     const long products = rows * shape.out_width * shape.out_channels * shape.channels;
     in_threads(products < SMALL ? 1 : threads, [&](long thread, long of) {
         std::vector<bfloat16> copy(copied ? shape.height * shape.width * read.channels : 0);
@@ -318,16 +363,16 @@ void in_rows(const Shape& shape, long images, const void* x, bool x_is_float, co
                 copy_image(static_cast<const bfloat16*>(x) + image * of_image, shape.height * shape.width,
                            shape.channels, copy.data());
             }
-            for (long c = 0; c < shape.out_channels; c += blocked(shape.out_channels, c) * LANES) {
-                const ForwardRow kernel = kernels[blocked(shape.out_channels, c) - 1];
-                const Finish own = {finish.bias == nullptr ? nullptr : finish.bias + c, nullptr, finish.relu};
-                for (long r = begin; r < until; ++r) {
-                    const long number = r / shape.out_height;
+            for (long c = 0; c < shape.out_channels; c += vectors_of(shape.out_channels, c) * LANES) {
+                const Choice& of_block = kernels[vectors_of(shape.out_channels, c) - 1];
+                for (long r = begin, now; r < until; r += now) {
+                    const long number = r / shape.out_height, row = r % shape.out_height;
+                    now = std::min({of_block.rows, until - r, shape.out_height - row});
                     const long to = number * shape.out_height * shape.out_width * shape.out_channels + c;
-                    Finish here = own;
-                    if (finish.shortcut != nullptr) here.shortcut = finish.shortcut + to;
-                    kernel(read, copied ? copy.data() : static_cast<const bfloat16*>(x) + number * of_image,
-                           r % shape.out_height, packed + c * 9 * read.channels, y + to, here);
+                    const Finish here = {finish.bias == nullptr ? nullptr : finish.bias + c,
+                                         finish.shortcut == nullptr ? nullptr : finish.shortcut + to, finish.relu};
+                    const bfloat16* own = copied ? copy.data() : static_cast<const bfloat16*>(x) + number * of_image;
+                    of_block.kernel(read, own, row, now, packed + c * 9 * read.channels, y + to, here);
                 }
             }
             begin = until;
@@ -342,9 +387,9 @@ extern "C" {
 // Room for weights as the kernels read them, in numbers of bfloat16.
 long conv3x3_packed(long out_channels, long channels) { return out_channels * 9 * ((channels + 1) / 2 * 2); }
 
-// Put weights, float32 with a stride for each of their four dimensions, into the order that the kernels read, in bfloat16.
-// The convolution that they are for has `out_channels` outputs; `turned`: it is the gradient of another one, so these are
-// the second dimension, and the taps are turned by 180 degrees.
+// Put weights, float32 with a stride for each of their four dimensions, into the order that the kernels read, in
+// bfloat16. The convolution that they are for has `out_channels` outputs; `turned`: it is the gradient of another one,
+// so these are the second dimension, and the taps are turned by 180 degrees.
 void conv3x3_pack(const float* weight, long out_channels, long channels, long by_out, long by_in, long by_y, long by_x,
                   int turned, bfloat16* packed) {
     if (turned) {
@@ -379,7 +424,7 @@ void conv3x3_pack(const float* weight, long out_channels, long channels, long by
     };
     for (long c = 0; c < out_channels; c += LANES) {
         // The place in the block of output channels, which may have 16 or 32.
-        const long block = c / (2 * LANES) * (2 * LANES), wide = blocked(out_channels, block) * 2 * LANES;
+        const long block = c / (2 * LANES) * (2 * LANES), wide = vectors_of(out_channels, block) * 2 * LANES;
         bfloat16* to = packed + block * 9 * ((channels + 1) / 2 * 2) + (c - block) * 2;
         for (long ky = 0; ky < 3; ++ky) {
             for (long kx = 0; kx < 3; ++kx) {
@@ -394,9 +439,9 @@ void conv3x3_pack(const float* weight, long out_channels, long channels, long by
     }
 }
 
-// y = round(relu(convolution of x + bias + shortcut)). x: images x height x width x channels, y and shortcut with the
-// side lengths divided by the stride and rounded up. Widths of y from 4 on, a multiple of 16 channels in y; in x an even
-// number, or fewer than 4, which may be float32. Null: bias, shortcut.
+// y = round(relu(convolution of x + bias + shortcut)). x: images x height x width x channels; y and shortcut:
+// out_channels, and sides divided by the stride and rounded up. The width of y is at least 3, its channels are a
+// multiple of 16; those of x are so too, or at most 4, which may be float32. Null: bias, shortcut.
 void conv3x3_forward(const void* x, int x_is_float, long images, long height, long width, long channels,
                      long out_channels, int stride, const bfloat16* packed, const float* bias,
                      const bfloat16* shortcut, int relu, bfloat16* y, int threads) {
@@ -406,8 +451,8 @@ void conv3x3_forward(const void* x, int x_is_float, long images, long height, lo
     });
 }
 
-// The gradient of maps (images x height x width x channels) of which a convolution with stride 2 made out_channels maps:
-// from that of its output, and weights packed as turned. (That with stride 1 is `conv3x3_forward`.)
+// The gradient of maps (images x height x width x channels) of which a convolution with stride 2 made out_channels
+// maps: from that of its output, and weights packed as turned. (That with stride 1 is `conv3x3_forward`.)
 void conv3x3_strided_gradient(const bfloat16* grad_y, long images, long height, long width, long channels,
                               long out_channels, const bfloat16* packed, bfloat16* grad_x, int threads) {
     const Shape shape = {(height - 1) / 2 + 1, (width - 1) / 2 + 1, out_channels, height, width, channels};

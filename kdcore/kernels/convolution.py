@@ -16,8 +16,8 @@ from torch.autograd.function import once_differentiable
 LANES = 16
 """Numbers of output channels are multiples of it, those of input channels as well, or they are at most FEW."""
 FEW = 4
-NARROWEST = 4
-"""The smallest width of the output. On one image of fewer pixels there is nothing to share a load with."""
+NARROWEST = 3
+"""The smallest width of the output. Fewer pixels share too few loads."""
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from kdcore import kernels
 from kdcore.kernels import convolution
 
-SIDES = [(8, 8), (5, 16), (3, 32), (7, 7), (9, 11), (1, 14), (6, 5), (4, 28), (2, 33)]
-"""Blocks of 16, 14, 8, 7 and 4 pixels, a last one that begins earlier, edges in one block and in two, one row."""
+SIDES = [(8, 8), (3, 3), (5, 6), (4, 10), (3, 12), (5, 16), (3, 32), (7, 7), (9, 11), (1, 14), (6, 5), (4, 28), (2, 33)]
+"""Blocks of 3 to 16 pixels, a last one that begins earlier, edges in one block and in two, odd numbers of rows."""
 PLACES = [(side, stride) for side in SIDES for stride in (1, 2) if (side[1] - 1) // stride + 1 >= convolution.NARROWEST]
 CHANNELS = [(16, 16), (32, 16), (16, 32), (48, 80), (64, 64)]
 
@@ -232,7 +232,7 @@ def test_conv3x3_leaves_other_layers_to_the_caller(conv: Callable[[], nn.Module]
     "maps",
     [
         random(2, 16, 8, 8).contiguous(),
-        random(2, 16, 8, 3),
+        random(2, 16, 8, 2),
         random(2, 16, 8, 8).double(),
         random(2, 32, 8, 8),
         random(2, 16, 8, 8)[:, :, :, ::2],
