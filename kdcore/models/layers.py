@@ -281,8 +281,9 @@ def fold(network: nn.Module, bf16: bool) -> None:
     """Let a trained network, in eval mode on a CPU, compute without gradients in the folded form, in bfloat16 or
     float32. Its weights must not change any more: each convolution is folded when it first runs.
 
-    The network then gives the same bits for an image in any place of a batch, beside any others, and with any number
-    of threads (proved for all networks by name in `proofs/test_folded_rows.py`).
+    The network then gives the same bits for an image in any place of a batch of the same size, beside any others, and
+    with 1, 2, 3 and 5 threads (proved for all networks by name in `proofs/test_folded_rows.py`). Before the cache of
+    teachers' outputs relies on it, a job tries its own network and number.
     """
     precision = torch.bfloat16 if bf16 else torch.float32
     vars(network)[FOLDED] = _Forms(precision)

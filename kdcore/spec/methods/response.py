@@ -25,7 +25,7 @@ class Kd(OnLogits):
         temperature=4,
         defaults_from="CRD's code (RepDistiller, run_cifar_distill.sh): -r 0.1 -a 0.9, T 4; standardized: beta 9 and T "
         "2 of the authors of logit standardisation. In a training of at most 270 images of each class, of students "
-        "that start from nothing, alpha is 1 and beta 0.25 (measured here: docs/methods.md)",
+        "that start from nothing, alpha is 1 and beta 0.25 (measured here: docs/measured.md)",
         cost=_COST,
     )
     short_budget = ShortBudget(270, +0.06, helped_at=720)
@@ -58,7 +58,7 @@ class Kd(OnLogits):
     @property
     def short_weights(self) -> Weights | None:
         """Labels at full weight. With the usual 0.1 a student that starts from nothing learns more slowly than alone;
-        measured by `python -m bench.budgets` (docs/methods.md, "Results at a short budget")."""
+        measured by `python -m bench.budgets` (docs/measured.md, "What helps at small budgets")."""
         return Weights(1.0, 0.25, 4.0) if self.form == "kl" and not self.standardize else None
 
     @property
