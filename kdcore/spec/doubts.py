@@ -18,6 +18,7 @@ from kdcore.spec.fitting import Known, images_per_class, images_to_train_on, sta
 from kdcore.spec.inputs import DataOptions, Student, Teacher
 from kdcore.spec.job import JobSpec
 from kdcore.spec.plan import aware_epochs
+from kdcore.spec.resolving import weights_of
 from kdcore.spec.rules import each_method, each_start, each_teacher
 from kdcore.spec.shipping import INT8
 
@@ -332,7 +333,8 @@ def budget_warnings(spec: JobSpec, known: Known) -> Iterator[WarningItem]:
     if dataset is None or seen is None:
         return
     images = images_to_train_on(dataset, known.unlabelled, spec.unlabelled, training)
-    budgets = [method.short_budget for method in spec.methods if method.short_budget is not None]
+    weights = weights_of(spec, known)
+    budgets = [one for method in spec.methods if (one := method.short_budget_with(weights)) is not None]
     if len(budgets) == len(spec.methods) and all(seen <= budget.images_per_class for budget in budgets):
         # Of several methods the one that needs least: it is enough if one of them helps.
         budget = min(budgets, key=lambda budget: budget.images_per_class)

@@ -35,17 +35,16 @@ def resolve(spec: JobSpec, known: Known) -> JobSpec:
     dataset = known.dataset
     assert dataset is not None, "a spec is resolved after its data set is known"
     methods, teachers = _methods(spec, known), _teachers(spec, known)
-    usual = Weights(spec.methods[0].defaults.alpha, _beta(spec.methods), _temperature(spec.methods))
-    default = _short_weights(spec, known) or usual
+    weights = weights_of(spec, known)
     students = tuple(_student(student, dataset, known.starts.get(at)) for at, student in each_student(vars(spec)))
     return spec.model_copy(
         update={
             "dataset": spec.dataset.resolved(),
             "baseline": "train" if spec.trains_baseline else spec.baseline,
             "method": methods if isinstance(spec.method, tuple) else methods[0],
-            "temperature": spec.temperature if spec.temperature is not None else default.temperature,
-            "alpha": _given(spec.alpha, default.alpha),
-            "beta": spec.beta if spec.beta is not None else default.beta,
+            "temperature": weights.temperature,
+            "alpha": weights.alpha,
+            "beta": weights.beta,
             "teacher": teachers if isinstance(spec.teacher, tuple) else next(iter(teachers), None),
             "assistants": tuple(_student(one, dataset, known.starts.get(at)) for at, one in each_assistant(vars(spec))),
             "student": students if isinstance(spec.student, tuple) else students[0],
@@ -85,6 +84,18 @@ def named_classes(teacher: Teacher, facts: ModelFacts, dataset: DatasetFacts) ->
     if mapped is not None and dataset.class_names:
         return {"class_names": None, "class_map": as_numbers(mapped.outputs, dataset)}
     return {"class_names": tuple(names) if names and names != dataset.class_names else None}
+
+
+def weights_of(spec: JobSpec, known: Known) -> Weights:
+    """Return the numbers of the job's loss: those of the spec, else the defaults."""
+    default = _short_weights(spec, known)
+    if default is None:
+        default = Weights(spec.methods[0].defaults.alpha, _beta(spec.methods), _temperature(spec.methods))
+    return Weights(
+        alpha=_given(spec.alpha, default.alpha),
+        beta=spec.beta if spec.beta is not None else default.beta,
+        temperature=spec.temperature if spec.temperature is not None else default.temperature,
+    )
 
 
 def _short_weights(spec: JobSpec, known: Known) -> Weights | None:

@@ -109,7 +109,7 @@ class Attention(Options):
         "10 with norms and 1 with gradients are ours",
         cost=f"{_COST}; the gradient form about doubles the step",
     )
-    short_budget = ShortBudget(216, -0.05)
+    short_budget = ShortBudget(216, -1.47)
     small_student = SmallStudent(14_458, -42.96)
 
     name: Literal["attention"] = "attention"

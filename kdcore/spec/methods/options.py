@@ -67,7 +67,7 @@ class PublishedEpochs(NamedTuple):
 
 class ShortBudget(NamedTuple):
     """The longest training for which the method was measured here, and did not help: docs/methods.md ("Results at a
-    short budget") and docs/measured.md, ResNet-56 to ResNet-20 on CIFAR-100."""
+    short budget") and docs/measured.md ("What helps at small budgets"), CIFAR-100 or digits."""
 
     images_per_class: int
     """Images that the student sees: epochs x training images / classes."""
@@ -184,6 +184,11 @@ class Options(Vocabulary):
     def short_weights(self) -> Weights | None:
         """The default weights in a training no longer than `short_budget`; None if they are the usual ones."""
         return None
+
+    def short_budget_with(self, weights: Weights) -> ShortBudget | None:
+        """Return the short training in which the method was measured not to help with these numbers of the loss; None
+        if it was not measured, or helped."""
+        return self.short_budget
 
     @property
     def no_temperature(self) -> str:

@@ -24,11 +24,11 @@ class Kd(OnLogits):
         beta=0.9,
         temperature=4,
         defaults_from="CRD's code (RepDistiller, run_cifar_distill.sh): -r 0.1 -a 0.9, T 4; standardized: beta 9 and T "
-        "2 of the authors of logit standardisation. In a training of at most 270 images of each class, of students "
+        "2 of the authors of logit standardisation. In a training of at most 259 images of each class, of students "
         "that start from nothing, alpha is 1 and beta 0.25 (measured here: docs/measured.md)",
         cost=_COST,
     )
-    short_budget = ShortBudget(270, +0.06, helped_at=720)
+    short_budget = ShortBudget(259, -9.72, helped_at=647)
 
     name: Literal["kd"] = "kd"
     form: Literal["kl", "cross_entropy", "logits_l2", "probabilities_l2"] = Field(
@@ -60,6 +60,13 @@ class Kd(OnLogits):
         """Labels at full weight. With the usual 0.1 a student that starts from nothing learns more slowly than alone;
         measured by `python -m bench.budgets` (docs/measured.md, "What helps at small budgets")."""
         return Weights(1.0, 0.25, 4.0) if self.form == "kl" and not self.standardize else None
+
+    def short_budget_with(self, weights: Weights) -> ShortBudget | None:
+        if self.form != "kl":
+            return None
+        if self.standardize:
+            return ShortBudget(216, -0.19, helped_at=259)
+        return ShortBudget(216, +0.13, helped_at=259) if weights == self.short_weights else self.short_budget
 
     @property
     def no_temperature(self) -> str:

@@ -163,12 +163,22 @@ def short(epochs, **changes):
 
 
 def test_budget_short_until_the_longest_training_that_was_measured_not_to_help():
-    """kd: 270 images of each class are 10 epochs of 27; it was measured to help at 720, which are 27 epochs."""
-    (warning,) = short(10)
+    """kd: 216 images of each class are 8 epochs of 27; it was measured to help at 259, which are 10 epochs."""
+    (warning,) = short(8)
     assert (warning.code, warning.pointer) == ("budget_short", "/training/epochs")
-    assert "+0.1 points with 270 images for each class; here the student sees 270" in warning.message
-    assert "at least 27 epochs" in warning.hint and "nst" in warning.hint
-    assert short(11) == []
+    assert "+0.1 points with 216 images for each class; here the student sees 216" in warning.message
+    assert "at least 10 epochs" in warning.hint and "nst" in warning.hint
+    assert short(9) == []
+
+
+def test_budget_short_of_kd_has_the_figure_of_its_numbers():
+    """The published numbers lost up to 259 images of each class, which are 9 epochs of 27, and helped at 647."""
+    (warning,) = short(9, alpha=0.1, beta=0.9)
+    assert "-9.7 points with 259 images" in warning.message and "at least 24 epochs" in warning.hint
+    assert short(10, alpha=0.1, beta=0.9) == []
+    (warning,) = short(8, method={"name": "kd", "standardize": True})
+    assert "-0.2 points with 216 images" in warning.message
+    assert short(1, method={"name": "kd", "form": "logits_l2"}) == []
 
 
 @pytest.mark.parametrize("method", ["supervised", "nst", "dkd", ["kd", "nst"]])
@@ -178,7 +188,7 @@ def test_budget_short_is_silent_where_nothing_was_measured_against_the_method(me
 
 
 def test_budget_short_of_a_sum_needs_all_of_its_methods_to_be_too_short():
-    """attention: up to 216 images of each class, 8 epochs; kd: 10."""
+    """attention: up to 216 images of each class, 8 epochs; kd with its published numbers: 9."""
     (warning,) = short(8, method=["kd", "attention"])
     assert "kd+attention was measured" in warning.message and "more than 8 epochs" in warning.hint
     assert short(9, method=["kd", "attention"]) == []
@@ -210,21 +220,32 @@ def test_budget_short_never_warns_of_the_published_recipe_nor_of_the_demo():
     assert spec_warnings(parse(demo), known(demo, NORMALIZED, dataset=digits)) == []
 
 
-def test_short_budgets_are_those_of_the_table_in_the_docs():
-    """Every figure that a warning cites stands in docs/methods.md; kd's longer one in docs/measured.md."""
-    root = Path(__file__).parents[3]
-    rows = (line.split("|") for line in (root / "docs" / "methods.md").read_text().splitlines() if line.startswith("|"))
-    gains = {row[1].strip(): row[3].split("±")[0].strip() for row in rows if len(row) == 6}
+def table(page, width):
+    """The rows of a page's tables of this width: cells by the first one."""
+    lines = (Path(__file__).parents[3] / "docs" / page).read_text().splitlines()
+    rows = ([cell.strip() for cell in line.split("|")[1:-1]] for line in lines if line.startswith("|"))
+    return {row[0]: row[1:] for row in rows if len(row) == width}
+
+
+def test_short_budgets_are_those_of_the_tables_in_the_docs():
+    """Those of kd and attention stand in docs/measured.md, the others in docs/methods.md."""
     cited = {name: options.short_budget for name, options in METHODS.items() if options.short_budget}
-    assert set(cited) == {
-        "kd", "fsp", "attention", "sp", "rkd", "cc", "crd", "one", "ttm", "activation_boundary"
-    }  # fmt: skip
-    for name, found in cited.items():
-        if name != "kd":
-            assert (found.images_per_class, f"{found.gain:+.2f}") == (5400 * 4 // 100, gains[name])
-    assert "With 3 epochs the gain was +0.06 points" in (root / "docs" / "measured.md").read_text()
-    assert (cited["kd"].images_per_class, cited["kd"].gain) == (9000 * 3 // 100, 0.06)
-    assert cited["kd"].helped_at == 9000 * 8 // 100
+    gains = {name: row[1].split("±")[0].strip() for name, row in table("methods.md", 4).items()}
+    others = {"fsp", "rkd", "sp", "cc", "crd", "one", "ttm", "activation_boundary"}
+    assert set(cited) == {"kd", "attention", *others}
+    for name in others:
+        assert (cited[name].images_per_class, f"{cited[name].gain:+.2f}") == (5400 * 4 // 100, gains[name])
+    measured = table("measured.md", 6)
+    kd, standardized = (METHODS["kd"](name="kd", standardize=one) for one in (False, True))
+    digits, cifar = 0, 1
+    for row, column, budget in (
+        ("`kd`, 0.1 + 0.9, T 4 (published)", digits, kd.short_budget),
+        ("`kd`, 1 + 0.25, T 4", cifar, kd.short_budget_with(kd.short_weights)),
+        ("`kd`, standardized", cifar, standardized.short_budget_with(kd.short_weights)),
+        ("`attention`", cifar, cited["attention"]),
+    ):
+        assert measured[row][column].startswith(f"{budget.gain:+.1f} "), row
+        assert budget.images_per_class == (1293 * 2 // 10, 5400 * 4 // 100)[column] + (column == digits), row
 
 
 def small(method, student="convnet4", **changes):

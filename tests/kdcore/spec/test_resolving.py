@@ -38,8 +38,8 @@ def alone(name: str, student: str) -> dict[str, Any]:
     return {"method": name, "teacher": teacher, "student": [student, student] if name == "dml" else student}
 
 
-SHORT, LONG = DATA.model_copy(update={"train": 900}), DATA.model_copy(update={"train": 903})
-"""One epoch shows 270 images of each class, and 271: a tenth is held out."""
+SHORT, LONG = DATA.model_copy(update={"train": 862}), DATA.model_copy(update={"train": 867})
+"""One epoch shows 259 images of each class, and 260: a tenth is held out."""
 
 
 @pytest.mark.parametrize(
