@@ -1,6 +1,6 @@
 """Whether short benches say what the whole data says, and whether bf16 is as good as fp32.
 
-    .venv/bin/python -m bench.fidelity [--best nst "kd + nst"] [--threads 1]
+    .venv/bin/python -m bench.fidelity [--best "dist + nst" "kd + nst"] [--threads 1]
     .venv/bin/python -m bench.fidelity --table
 
 1. All 50,000 images of CIFAR-100, ResNet-56 to ResNet-20, 10 epochs, bf16, two seeds: alone, kd, and the best two rows
@@ -122,7 +122,7 @@ def precision_table(budget: Budget, seeds: int, results: Results, rows: Sequence
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench.fidelity", description="All images; bf16 against fp32.")
     add_arguments(parser, "fidelity.jsonl")
-    parser.add_argument("--best", nargs="+", choices=list(ROWS), default=["nst", "kd + nst"], metavar="ROW")
+    parser.add_argument("--best", nargs="+", choices=list(ROWS), default=["dist + nst", "kd + nst"], metavar="ROW")
     parser.add_argument("--seeds", type=int, default=2, help="of the runs on all images")
     parser.add_argument("--pairs", type=int, default=8, help="seeds of bf16 against fp32")
     return parser.parse_args()

@@ -23,10 +23,9 @@ from kdcore.spec.rules import each_method, each_start, each_teacher
 from kdcore.spec.shipping import INT8
 
 HELPED_SOONER = "dist, on large networks with nst beside it"
-"""dist gained in every short training of `bench.budgets`, dist + nst most on CIFAR-100 (docs/measured.md). nst and
-attention alone harmed a small network there."""
-
+"""dist gained in every short training of `bench.budgets`, dist + nst most on CIFAR-100 (docs/measured.md)."""
 FOR_SMALL = "dist, or kd"
+"""Methods that gained there with the smallest student."""
 
 LEAST_IMAGES = {"train": 10, "test": 5}
 """In each class. With fewer, one image more or less is a fifth of the class's accuracy."""
