@@ -31,14 +31,14 @@ def test_dependencies_are_coroutines(dependency: object) -> None:
 
 @pytest.mark.anyio
 async def test_every_route_refuses_a_parameter_that_it_does_not_have_and_none_that_it_has(service: Service) -> None:
-    """The document says which there are. An id of nobody, so that nothing is done; a value of no type is refused, too,
+    """The document says which there are. An id that nothing has, so that nothing is done; a value of no type is refused, too,
     and then for another reason."""
     paths = (await service.http.get("/openapi.json")).json()["paths"]
     routes = [(path, method) for path in paths if path.startswith("/v1/") for method in paths[path]]
     assert len(routes) > 60
     for path, method in routes:
         declared = [one["name"] for one in paths[path][method].get("parameters", []) if one["in"] == "query"]
-        address = re.sub(r"{[^}]*}", "nobody", path)
+        address = re.sub(r"{[^}]*}", "absent", path)
         query = "&".join(f"{name}=1" for name in [*declared, "bogus"])
         answer = await service.http.request(method.upper(), f"{address}?{query}", content=b"{}")
         assert (answer.status_code, answer.json()["code"]) == (422, "invalid_request"), (method, path)

@@ -53,13 +53,13 @@ def test_batches_are_complete_in_the_order_of_the_epoch_and_leave_a_remainder_ou
 
 @pytest.mark.parametrize("first", [0, 3, 4])
 def test_batches_from_a_step_on_are_the_rest_and_the_rows_are_expected_in_their_order(first, monkeypatch):
-    whole, told = list(batches(1)), []
-    monkeypatch.setattr(Images, "expect", lambda _, rows: told.append(rows.tolist()))
+    whole, announced = list(batches(1)), []
+    monkeypatch.setattr(Images, "expect", lambda _, rows: announced.append(rows.tolist()))
     rest = batches(1, first)
     assert torch.equal(rest.rows(), batches(1).rows())
     made = list(rest)
     assert [batch.index.tolist() for batch in made] == [batch.index.tolist() for batch in whole[first:]]
-    assert told == [[row for batch in whole[first:] for row in batch.index.tolist()]]
+    assert announced == [[row for batch in whole[first:] for row in batch.index.tolist()]]
 
 
 @pytest.mark.parametrize("augmentation", AUGMENTATIONS, ids=lambda a: a.name)

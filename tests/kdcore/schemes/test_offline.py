@@ -203,11 +203,11 @@ def test_teacher_ahead_views_that_nobody_asked_for_are_dropped_at_the_end():
 
 
 def test_teacher_ahead_the_teacher_sees_the_batches_of_the_epoch_first():
-    teacher, told = Noting(), []
-    teacher.through = lambda given: told.append(given) or given[1:]
+    teacher, announced = Noting(), []
+    teacher.through = lambda given: announced.append(given) or given[1:]
     given = batches(1, 2, 3)
     with closing(TeacherAhead(teacher, 1)) as ahead:
-        assert list(ahead.through(given)) == given[1:] and told == [given]
+        assert list(ahead.through(given)) == given[1:] and announced == [given]
     assert Teacher.through(teacher, given) is given
 
 
