@@ -31,8 +31,8 @@ def test_dependencies_are_coroutines(dependency: object) -> None:
 
 @pytest.mark.anyio
 async def test_every_route_refuses_a_parameter_that_it_does_not_have_and_none_that_it_has(service: Service) -> None:
-    """The document says which there are. An id that nothing has, so that nothing is done; a value of no type is refused,
-    too, and then for another reason."""
+    """The document says which there are. An id that nothing has, so that nothing is done; a value of no type is
+    refused, too, and then for another reason."""
     paths = (await service.http.get("/openapi.json")).json()["paths"]
     routes = [(path, method) for path in paths if path.startswith("/v1/") for method in paths[path]]
     assert len(routes) > 60
