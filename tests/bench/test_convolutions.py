@@ -1,0 +1,32 @@
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+
+import pytest
+import torch
+
+from bench import convolutions
+from kdcore import kernels
+
+
+@pytest.fixture
+def enabled(tmp_path: Path) -> Iterator[None]:
+    support = kernels.enable(tmp_path, convolutions=True)
+    if not support.convolutions:
+        pytest.skip(f"no convolutions here: {support.note}")
+    yield
+    kernels.disable()
+
+
+@pytest.mark.parametrize("part", convolutions.PARTS)
+def test_each_part_is_computed_by_both_sides(part: str, enabled: None) -> None:
+    assert convolutions.ratio(part, (16, 16, 8, 1), batch=2, turns=2) > 0
+
+
+@pytest.mark.parametrize("part", convolutions.PARTS[:2])
+def test_both_sides_compute_the_same(part: str, enabled: None) -> None:
+    for run in islice(convolutions._runs(part, (16, 32, 8, 2), 2), 2):
+        own = run()
+        with kernels.paused():
+            other = run()
+        assert own is not other and torch.allclose(own.float(), other.float(), atol=0.05, rtol=0.02)
