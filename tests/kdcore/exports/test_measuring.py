@@ -107,3 +107,20 @@ def test_reference_of_a_slow_student_is_of_evenly_spaced_images(one, monkeypatch
 )
 def test_sizes_of_few_images_or_small_batches_are_cut(count, most, sizes):
     assert measuring._sizes(count, most) == sizes
+
+
+def test_child_gets_no_preloaded_allocator(one, tmp_path, monkeypatch):
+    """OpenVINO ends where jemalloc is preloaded, as a worker does where it is installed."""
+
+    class Started(Exception):
+        pass
+
+    def start(*_, env, **__):
+        raise Started(env)
+
+    monkeypatch.setenv("LD_PRELOAD", "")
+    monkeypatch.setattr(measuring.subprocess, "Popen", start)
+    with pytest.raises(Started) as started:
+        measured(one, tmp_path)
+    (environment,) = started.value.args
+    assert "PATH" in environment and "LD_PRELOAD" not in environment
