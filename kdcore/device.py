@@ -36,7 +36,7 @@ class Computing:
     kernels: bool = False
     """Batch norms of learners are fused with what follows them."""
     convolutions: bool = False
-    """3 × 3 convolutions in bfloat16 are our own, where these apply, not oneDNN's."""
+    """3 × 3 convolutions are our own, where these apply, not oneDNN's."""
     folded: bool = False
     """Batch norms of the frozen teacher are folded into its convolutions."""
     step: Literal["eager", "graph"] = "eager"
@@ -161,7 +161,7 @@ def begin(training: Training, cache: Path | None, threads: tuple[int, str] | Non
     number, why = threads or choose_threads(training.threads)
     own = device.type == "cpu" and training.kernels == "auto"
     in_bf16 = bf16(training, device)
-    support = _kernels(cache if own else None, in_bf16)
+    support = _kernels(cache if own else None, _precision(in_bf16))
     return Computing(
         device="cuda" if device.type == "cuda" else "cpu",
         bf16=in_bf16,
@@ -177,8 +177,12 @@ def begin(training: Training, cache: Path | None, threads: tuple[int, str] | Non
     )
 
 
-def _kernels(cache: Path | None, convolutions: bool) -> kernels.Support:
-    """Enable the fused kernels in this process, with the convolutions or without them, or disable them."""
+def _precision(in_bf16: bool) -> torch.dtype:
+    return torch.bfloat16 if in_bf16 else torch.float32
+
+
+def _kernels(cache: Path | None, convolutions: torch.dtype | None) -> kernels.Support:
+    """Enable the fused kernels in this process, with convolutions of a precision or without any, or disable them."""
     if cache is not None:
         return kernels.enable(cache, convolutions)
     kernels.disable()
@@ -194,7 +198,8 @@ def resume(begun: Computing | None, training: Training, cache: Path) -> tuple[Co
     """
     device = choose(training)
     own = begun is not None and begun.kernels and device.type == "cpu"
-    support = _kernels(cache if own else None, begun is not None and begun.convolutions)
+    convolutions = _precision(begun.bf16) if begun is not None and begun.convolutions else None
+    support = _kernels(cache if own else None, convolutions)
     if begun is None:
         kind: Literal["cpu", "cuda"] = "cuda" if device.type == "cuda" else "cpu"
         asked = training.precision == "bf16" or (kind == "cuda" and bf16(training, device))

@@ -146,7 +146,7 @@ def test_resume_a_job_that_began_with_other_convolutions_keeps_them(monkeypatch)
     support = kernels.Support(True, "norms here")
     monkeypatch.setattr(kernels, "enable", lambda _, convolutions: asked.append(convolutions) or support)
     begun = replace(BEGUN, convolutions=False, note="norms here")
-    assert device.resume(begun, Training(device="cpu"), HERE) == (begun, "") and asked == [False]
+    assert device.resume(begun, Training(device="cpu"), HERE) == (begun, "") and asked == [None]
 
 
 @pytest.mark.usefixtures("four_cores")
@@ -175,11 +175,13 @@ def test_begin_takes_the_kernels_that_the_recipe_and_the_machine_allow(option, c
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp32"])
-def test_begin_takes_our_own_convolutions_in_bf16(monkeypatch, precision):
-    enable = lambda _, convolutions: kernels.Support(True, "fused here", convolutions)  # noqa: E731
-    monkeypatch.setattr(kernels, "enable", enable)
-    computing = device.begin(Training(device="cpu", precision=precision), HERE, (2, ""))
-    assert computing.convolutions is computing.bf16 is (precision == "bf16")
+def test_begin_and_resume_take_our_own_convolutions_in_the_precision_of_the_job(monkeypatch, precision):
+    asked = []
+    monkeypatch.setattr(kernels, "enable", lambda _, convolutions: asked.append(convolutions) or FUSED)
+    training = Training(device="cpu", precision=precision, threads=2)
+    computing = device.begin(training, HERE, (2, ""))
+    assert computing.convolutions and device.resume(computing, training, HERE)[0].convolutions
+    assert asked == [torch.bfloat16 if precision == "bf16" else torch.float32] * 2
 
 
 @pytest.mark.usefixtures("fused")
