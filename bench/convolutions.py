@@ -4,8 +4,7 @@
 
 A figure is oneDNN's time divided by ours, a median over turns: more than 1 means that ours is faster. Each turn takes
 other maps, more of them than the caches hold, as in a training. CPU time is that of the thread, so a busy machine
-changes little. In float32 the convolutions with a stride and the gradient of the weight are oneDNN's on both sides, and
-are left out.
+changes little. In float32 the convolutions with a stride are oneDNN's on both sides, and are left out.
 """
 
 import argparse
@@ -45,11 +44,10 @@ def main() -> int:
             print(f"no convolutions here: {support.note}", file=sys.stderr)
             return 1
         shapes = [shape for shape in SHAPES if precision == torch.bfloat16 or shape[-1] == 1]
-        parts = PARTS if precision == torch.bfloat16 else PARTS[:-1]
-        print("| channels, side, stride |", " | ".join(f"{part}: times as fast" for part in parts), "|")
-        print("|---" * (len(parts) + 1) + "|")
+        print("| channels, side, stride |", " | ".join(f"{part}: times as fast" for part in PARTS), "|")
+        print("|---" * (len(PARTS) + 1) + "|")
         for shape in shapes:
-            ratios = [ratio(part, shape, options.batch, options.turns, precision) for part in parts]
+            ratios = [ratio(part, shape, options.batch, options.turns, precision) for part in PARTS]
             channels, out_channels, side, stride = shape
             print(
                 f"| {channels} to {out_channels}, {side}, {stride} |", *(f"{one:.2f} |" for one in ratios), flush=True

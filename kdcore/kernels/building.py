@@ -198,6 +198,11 @@ def _opened(path: Path) -> ctypes.CDLL:
             *(pointer, whole, whole, whole, whole, whole),  # x, images, height, width, channels, out_channels
             *(pointer, pointer, pointer, number, pointer, number),  # packed, bias, shortcut, relu, y, threads
         ]
+        shape = [whole, whole, whole, whole, whole]  # images, height, width, channels, out_channels
+        library.winograd_weight_room.restype, library.winograd_weight_room.argtypes = whole, shape
+        library.winograd_weight_gradient.restype = None
+        # x, grad_y, grad_w, its shape, partial, threads
+        library.winograd_weight_gradient.argtypes = [pointer, pointer, pointer, *shape, pointer, number]
     if (openmp := openmp_of_torch()) is not None:
         runtime = ctypes.CDLL(openmp)
         library.use_threads.argtypes = [pointer, pointer, pointer]

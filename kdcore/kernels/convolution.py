@@ -19,6 +19,8 @@ LANES = 16
 FEW = 4
 NARROWEST = 3
 """The smallest width of the output in bfloat16. Fewer pixels share too few loads."""
+LARGEST_SUMS = 128 * 128
+"""Of input by output channels, for the gradient of the weight in float32: more sums than that leave the cache."""
 FEWEST_TILES = 64
 """Of 2 × 2 pixels, for a learner in float32: its weights are brought into Winograd's form at each step. Without
 gradients there is no such limit: a row's bits must not depend on the number of rows beside it."""
@@ -185,17 +187,21 @@ def _gradient_of_maps(library: ctypes.CDLL, gradient: Tensor, weight: Tensor, st
 
 
 def _gradient_of_weight(library: ctypes.CDLL, gradient: Tensor, weight: Tensor, stride: int, maps: Tensor) -> Tensor:
-    if gradient.dtype == torch.bfloat16 and maps.size(1) > FEW:
-        images, channels, height, width = maps.shape
-        shape, threads = (images, height, width, channels, weight.size(0), stride), torch.get_num_threads()
-        partial = torch.empty(library.conv3x3_weight_room(*shape, threads))
-        # As the weights of networks here: else autograd would copy it.
-        result = torch.empty(weight.shape, memory_format=torch.channels_last)
-        library.conv3x3_weight_gradient(
-            *(maps.data_ptr(), gradient.data_ptr(), result.data_ptr()), *shape, partial.data_ptr(), threads
-        )
-        return result
-    return _by_pytorch(gradient, weight, stride, maps, (False, True))[1].float()
+    images, channels, height, width = maps.shape
+    in_bf16 = gradient.dtype == torch.bfloat16
+    if channels <= FEW if in_bf16 else channels * weight.size(0) > LARGEST_SUMS:
+        return _by_pytorch(gradient, weight, stride, maps, (False, True))[1].float()
+    shape, threads = (images, height, width, channels, weight.size(0)), torch.get_num_threads()
+    # As the weights of networks here: else autograd would copy it.
+    result = torch.empty(weight.shape, memory_format=torch.channels_last)
+    of_maps = maps.data_ptr(), gradient.data_ptr(), result.data_ptr()
+    if in_bf16:
+        partial = torch.empty(library.conv3x3_weight_room(*shape, stride, threads))
+        library.conv3x3_weight_gradient(*of_maps, *shape, stride, partial.data_ptr(), threads)
+    else:
+        partial = torch.empty(library.winograd_weight_room(*shape))
+        library.winograd_weight_gradient(*of_maps, *shape, partial.data_ptr(), threads)
+    return result
 
 
 def _by_pytorch(

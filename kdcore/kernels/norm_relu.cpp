@@ -208,7 +208,7 @@ private:
 // Call body(first channel, channels that an earlier group has, group) for groups that cover all channels of so many
 // rows. The last one begins earlier where it would not fit.
 template <class T, class Body>
-inline void for_each_group(long rows, long channels, Body body) {
+inline void for_each_group([[maybe_unused]] long rows, long channels, Body body) {
     const auto cover = [&](long c, auto group) {
         for (; c < channels; c += group.width) {
             const long first = std::min(c, channels - group.width);

@@ -1,13 +1,16 @@
-// A 3 x 3 convolution in float32 with padding 1 and stride 1 over channels-last maps: forward, and the gradient of its
-// maps. Winograd's F(2 x 2, 3 x 3): 16 products of a pair of channels for four pixels in the place of 36.
+// A 3 x 3 convolution in float32 with padding 1 and stride 1 over channels-last maps: forward, and the gradients of its
+// maps and of its weights. Winograd's F(2 x 2, 3 x 3): 16 products of a pair of channels for four pixels in the place
+// of 36.
 //
 // Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks", CVPR 2016, arXiv:1509.09308, section 4.1: a tile
 // of 2 x 2 output pixels is A^T [(G g G^T) * (B^T d B)] A, with g the 3 x 3 weights, d the 4 x 4 pixels that the tile
 // reads, and * element by element. Summed over input channels, that is a product of matrices (tiles x channels by
-// channels x output channels) for each of the 16 places.
+// channels x output channels) for each of the 16 places. The gradient of the weights, from the gradient e of a tile, is
+// G^T [sum over tiles of (B^T d B) * (A e A^T)] G: products of channels x tiles by tiles x output channels.
 //
 // Tiles are computed in blocks, which stay in the cache. A tile's sums have one order: the same bits for any batch, any
-// place in it, and any number of threads. A value that is not finite reaches all four pixels of a tile.
+// place in it, and any number of threads. A sum over tiles is made of parts, cut by the images alone and added in order:
+// the same bits for any number of threads. A value that is not finite reaches all four pixels of a tile.
 
 #if defined(__AVX512F__) || (defined(__AVX2__) && defined(__FMA__))
 
@@ -18,28 +21,40 @@
 #include <cstdlib>
 #include <cstring>
 #include <memory>
+#include <type_traits>
 #include <utility>
 
 #include "threads.hpp"
 
 namespace {
 
-constexpr long LANES = 16;         // numbers of channels are multiples of it
-constexpr long LINE = 16;           // floats in a line of the cache
-constexpr long SMALL = 1 << 19;    // products of a place for which threads cost more than they gain
-constexpr int PLACES = 16;         // of a 4 x 4 tile
-constexpr long CACHE = 40 << 10;   // bytes of a block of tiles for which the cache next to the core is enough
+constexpr long LANES = 16;       // numbers of channels are multiples of it
+constexpr long LINE = 16;        // floats in a line of the cache
+constexpr long SMALL = 1 << 19;  // products of a place for which threads cost more than they gain
+constexpr int PLACES = 16;       // of a 4 x 4 tile
+constexpr long PARTS = 16, MOST_PARTS = 64;  // of a sum over tiles: the fewest, given the images, and the most
+// Bytes of a block of tiles: as the cache next to the core has them; in the gradient of the weights, whose sums are in
+// memory and not in registers, as the cache behind it.
+constexpr long CACHE = 40 << 10, WEIGHT_CACHE = 256 << 10;
 
 #ifdef __AVX512F__
-constexpr int W = 16, TILES = 12;  // floats of a register; tiles whose sums are in registers at once
+// Floats of a register. Tiles whose sums are in registers at once; input channels, in the gradient of the weights.
+constexpr int W = 16, TILES = 12, ROWS = 8;
 typedef __m512 Floats;
 inline Floats everywhere(float value) { return _mm512_set1_ps(value); }
 inline Floats multiply_add(Floats a, Floats b, Floats c) { return _mm512_fmadd_ps(a, b, c); }
+// Not "at most 0", so that a NaN passes, as in PyTorch.
+inline Floats rectified(Floats values) {
+    return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(values, _mm512_setzero_ps(), _CMP_NLE_UQ), values);
+}
 #else
-constexpr int W = 8, TILES = 6;
+constexpr int W = 8, TILES = 6, ROWS = 4;
 typedef __m256 Floats;
 inline Floats everywhere(float value) { return _mm256_set1_ps(value); }
 inline Floats multiply_add(Floats a, Floats b, Floats c) { return _mm256_fmadd_ps(a, b, c); }
+inline Floats rectified(Floats values) {
+    return _mm256_and_ps(values, _mm256_cmp_ps(values, _mm256_setzero_ps(), _CMP_NLE_UQ));
+}
 #endif
 
 inline Floats load(const float* from) {
@@ -122,8 +137,7 @@ inline void write_tile(const Shape& s, const float* from, long by_place, long at
                 const long here = at + i * row + j * s.out_channels + c;
                 Floats value = pixels[j] + bias;
                 if (finish.shortcut != nullptr) value += load(finish.shortcut + here);
-                // Not "at most 0", so that a NaN passes, as in PyTorch.
-                if (finish.relu) value = (Floats)((value <= Floats{}) ? Floats{} : value);
+                if (finish.relu) value = rectified(value);
                 store(y + here, value);
             }
         }
@@ -157,25 +171,40 @@ inline void product(const float* tiles, long channels, const float* weight, floa
     }
 }
 
+// Where a tile is: its image, and in it the row and the column of the first pixel that it writes.
+struct Place {
+    long image, y, x;
+    Place(const Shape& s, long tile)
+        : image(tile / (s.rows * s.columns)), y(2 * (tile % (s.rows * s.columns) / s.columns)),
+          x(2 * (tile % s.columns)) {}
+};
+
+// B^T d B of the tiles from `begin` to `end`: [place][tile][channel].
+void read_tiles(const Shape& s, const float* x, long begin, long end, float* to) {
+    const long by_place = s.together * s.channels;
+    for (long tile = begin; tile < end; ++tile, to += s.channels) {
+        const Place at(s, tile);
+        const float* const from = x + at.image * s.height * s.width * s.channels;
+        // What the tiles below read arrives during the products.
+        for (long i = 3; i < 5; ++i) fetch(from + ((at.y + i) * s.width + at.x) * s.channels, 2 * s.channels);
+        if (at.y == 0 || at.x == 0 || at.y + 3 > s.height || at.x + 3 > s.width) {
+            read_tile<true>(s, from, at.y - 1, at.x - 1, to, by_place);
+        } else {
+            read_tile<false>(s, from, at.y - 1, at.x - 1, to, by_place);
+        }
+    }
+}
+
 // The tiles from `begin` to `end`, at most s.together.
 void compute_block(const Shape& s, const float* x, long begin, long end, const float* packed, float* y,
                    const Finish& finish, float* read, float* sums) {
-    const long of_image = s.rows * s.columns, by_place = s.together * s.channels;
+    const long by_place = s.together * s.channels;
+    read_tiles(s, x, begin, end, read);
+    // Where the tiles are written arrives during the products, too.
     for (long tile = begin; tile < end; ++tile) {
-        const long image = tile / of_image, row = tile % of_image / s.columns, column = tile % s.columns;
-        const float* const from = x + image * s.height * s.width * s.channels;
-        const long top = 2 * row - 1, left = 2 * column - 1;
-        float* const to = read + (tile - begin) * s.channels;
-        // What the tiles below read, and where this one is written, arrive during the products.
-        for (long i = 0; i < 2; ++i) {
-            fetch(from + ((top + 4 + i) * s.width + left + 1) * s.channels, 2 * s.channels);
-            fetch(y + ((image * s.height + top + 1 + i) * s.width + left + 1) * s.out_channels, 2 * s.out_channels);
-        }
-        if (top < 0 || left < 0 || top + 4 > s.height || left + 4 > s.width) {
-            read_tile<true>(s, from, top, left, to, by_place);
-        } else {
-            read_tile<false>(s, from, top, left, to, by_place);
-        }
+        const Place at(s, tile);
+        float* const to = y + ((at.image * s.height + at.y) * s.width + at.x) * s.out_channels;
+        for (long i = 0; i < 2; ++i) fetch(to + i * s.width * s.out_channels, 2 * s.out_channels);
     }
     // Whole groups: what is beyond the last tile is an earlier block's, or zero, and is not written.
     const long groups = (end - begin + TILES - 1) / TILES;
@@ -193,11 +222,113 @@ void compute_block(const Shape& s, const float* x, long begin, long end, const f
         }
     }
     for (long tile = begin; tile < end; ++tile) {
-        const long image = tile / of_image, row = tile % of_image / s.columns, column = tile % s.columns;
-        const long at = ((image * s.height + 2 * row) * s.width + 2 * column) * s.out_channels;
-        write_tile(s, sums + (tile - begin) * s.out_channels, s.together * s.out_channels, at,
-                   s.height - 2 * row, s.width - 2 * column, y, finish);
+        const Place at(s, tile);
+        write_tile(s, sums + (tile - begin) * s.out_channels, s.together * s.out_channels,
+                   ((at.image * s.height + at.y) * s.width + at.x) * s.out_channels, s.height - at.y, s.width - at.x, y,
+                   finish);
     }
+}
+
+// A e A^T of one tile's gradient, for all output channels.
+inline void read_gradient(const Shape& s, const float* from, long rows, long columns, float* to, long by_place) {
+    const long row = s.width * s.out_channels;
+    const auto four = [](Floats first, Floats second, auto each) {
+        each(0, first);
+        each(1, first + second);
+        each(2, first - second);
+        each(3, -second);
+    };
+    for (long c = 0; c < s.out_channels; c += W, from += W, to += W) {
+        Floats half[4][2];
+#pragma GCC unroll 2
+        for (int j = 0; j < 2; ++j) {
+            const bool inside = j < columns;
+            const Floats first = inside ? load(from + j * s.out_channels) : Floats{};
+            const Floats second = inside && rows > 1 ? load(from + row + j * s.out_channels) : Floats{};
+            four(first, second, [&](int i, Floats of) { half[i][j] = of; });
+        }
+#pragma GCC unroll 4
+        for (int i = 0; i < 4; ++i) {
+            four(half[i][0], half[i][1], [&](int j, Floats of) { store(to + (4 * i + j) * by_place, of); });
+        }
+    }
+}
+
+// Add to R * N registers of sums, of input by output channels, what some tiles give, for one place.
+template <int R, int N>
+inline void add_products(const float* tiles, long channels, const float* gradients, long out_channels, long count,
+                         float* sums) {
+    Floats all[R][N];
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 2
+        for (int n = 0; n < N; ++n) all[r][n] = load(sums + r * out_channels + n * W);
+    }
+    for (long t = 0; t < count; ++t, tiles += channels, gradients += out_channels) {
+        Floats of[N];
+#pragma GCC unroll 2
+        for (int n = 0; n < N; ++n) of[n] = load(gradients + n * W);
+#pragma GCC unroll 16
+        for (int r = 0; r < R; ++r) {
+            const Floats value = everywhere(tiles[r]);
+#pragma GCC unroll 2
+            for (int n = 0; n < N; ++n) all[r][n] = multiply_add(value, of[n], all[r][n]);
+        }
+    }
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 2
+        for (int n = 0; n < N; ++n) store(sums + r * out_channels + n * W, all[r][n]);
+    }
+}
+
+// Add what the tiles from `begin` to `end`, at most s.together, give to sums [place][channel][output channel].
+void add_block(const Shape& s, const float* x, const float* grad_y, long begin, long end, float* sums, float* read,
+               float* gradients) {
+    read_tiles(s, x, begin, end, read);
+    for (long tile = begin; tile < end; ++tile) {
+        const Place at(s, tile);
+        read_gradient(s, grad_y + ((at.image * s.height + at.y) * s.width + at.x) * s.out_channels, s.height - at.y,
+                      s.width - at.x, gradients + (tile - begin) * s.out_channels, s.together * s.out_channels);
+    }
+    for (int place = 0; place < PLACES; ++place) {
+        const float* const tiles = read + place * s.together * s.channels;
+        const float* const of_place = gradients + place * s.together * s.out_channels;
+        float* const to = sums + place * s.channels * s.out_channels;
+        for (long k = 0; k < s.out_channels;) {
+            const int n = vectors_at(s.out_channels, k);
+            const auto add = [&](long c, auto rows, auto vectors) {
+                add_products<rows, vectors>(tiles + c, s.channels, of_place + k, s.out_channels, end - begin,
+                                            to + c * s.out_channels + k);
+            };
+            constexpr std::integral_constant<int, ROWS> few{};
+            constexpr std::integral_constant<int, 2 * ROWS> many{};
+            for (long c = 0; c < s.channels; c += n == 2 ? ROWS : 2 * ROWS) {
+                n == 2 ? add(c, few, std::integral_constant<int, 2>{}) : add(c, many, std::integral_constant<int, 1>{});
+            }
+            k += n * W;
+        }
+    }
+}
+
+Shape shape_of(long images, long height, long width, long channels, long out_channels, long cache) {
+    Shape s = {images, height, width, channels, out_channels, (height + 1) / 2, (width + 1) / 2, 0};
+    const long bytes = PLACES * TILES * (channels + out_channels) * long(sizeof(float));
+    s.together = std::max(1L, cache / bytes) * TILES;
+    return s;
+}
+
+// Parts of a sum over tiles: enough for threads, and few where each is large.
+long parts_of(const Shape& s) {
+    return std::min({s.images, MOST_PARTS, std::max(PARTS, MOST_PARTS * LANES * LANES / (s.channels * s.out_channels))});
+}
+
+bool is_small(const Shape& s) { return s.tiles() * s.channels * s.out_channels < SMALL; }
+
+using Room = std::unique_ptr<float, decltype(&std::free)>;
+Room room_of(long floats) {
+    const size_t bytes = (size_t(floats) * sizeof(float) + 63) / 64 * 64;
+    return Room(static_cast<float*>(std::aligned_alloc(64, bytes)), &std::free);
 }
 
 }  // namespace
@@ -250,20 +381,68 @@ void winograd_pack(const float* weight, long out_channels, long channels, long b
 // out_channels. Both numbers of channels are multiples of 16. Null: bias, shortcut.
 void winograd_forward(const float* x, long images, long height, long width, long channels, long out_channels,
                       const float* packed, const float* bias, const float* shortcut, int relu, float* y, int threads) {
-    Shape s = {images, height, width, channels, out_channels, (height + 1) / 2, (width + 1) / 2, 0};
-    const long bytes = PLACES * TILES * (channels + out_channels) * long(sizeof(float));
-    s.together = std::max(1L, CACHE / bytes) * TILES;
+    const Shape s = shape_of(images, height, width, channels, out_channels, CACHE);
     const long blocks = (s.tiles() + s.together - 1) / s.together;
     const Finish finish = {bias, shortcut, relu != 0};
-    const bool small = s.tiles() * channels * out_channels < SMALL;
-    in_threads(small ? 1 : threads, [&](long thread, long of) {
-        const long floats = PLACES * s.together * (channels + out_channels);
-        const std::unique_ptr<float, decltype(&std::free)> room(
-            static_cast<float*>(std::aligned_alloc(64, size_t(floats) * sizeof(float))), &std::free);
+    in_threads(is_small(s) ? 1 : threads, [&](long thread, long of) {
+        const Room room = room_of(PLACES * s.together * (channels + out_channels));
         std::fill(room.get(), room.get() + PLACES * s.together * channels, 0.0f);
         for (long block = blocks * thread / of; block < blocks * (thread + 1) / of; ++block) {
             const long begin = block * s.together, end = std::min(s.tiles(), begin + s.together);
             compute_block(s, x, begin, end, packed, y, finish, room.get(), room.get() + PLACES * s.together * channels);
+        }
+    });
+}
+
+// Room for the parts of the gradient of the weights, in floats.
+long winograd_weight_room(long images, long height, long width, long channels, long out_channels) {
+    const Shape s = shape_of(images, height, width, channels, out_channels, WEIGHT_CACHE);
+    return parts_of(s) * PLACES * channels * out_channels;
+}
+
+// grad_w, out_channels x 3 x 3 x channels, from x and grad_y as they are in `winograd_forward`. At least one image.
+void winograd_weight_gradient(const float* x, const float* grad_y, float* grad_w, long images, long height, long width,
+                              long channels, long out_channels, float* partial, int threads) {
+    const Shape s = shape_of(images, height, width, channels, out_channels, WEIGHT_CACHE);
+    const long parts = parts_of(s), of_image = s.rows * s.columns, pairs = channels * out_channels;
+    in_threads(is_small(s) ? 1 : threads, [&](long thread, long of) {
+        const Room room = room_of(PLACES * s.together * (channels + out_channels));
+        for (long part = parts * thread / of; part < parts * (thread + 1) / of; ++part) {
+            float* const sums = partial + part * PLACES * pairs;
+            std::fill(sums, sums + PLACES * pairs, 0.0f);
+            const long last = s.images * (part + 1) / parts * of_image;
+            for (long begin = s.images * part / parts * of_image; begin < last; begin += s.together) {
+                add_block(s, x, grad_y, begin, std::min(last, begin + s.together), sums, room.get(),
+                          room.get() + PLACES * s.together * channels);
+            }
+        }
+    });
+    in_threads(is_small(s) ? 1 : threads, [&](long thread, long of) {
+        for (long c = channels * thread / of; c < channels * (thread + 1) / of; ++c) {
+            for (long k = 0; k < out_channels; k += W) {
+                Floats all[4][4], half[3][4];
+                for (int place = 0; place < PLACES; ++place) {
+                    const float* const from = partial + place * pairs + c * out_channels + k;
+                    Floats sum = load(from);
+                    for (long part = 1; part < parts; ++part) sum += load(from + part * PLACES * pairs);
+                    all[place / 4][place % 4] = sum;
+                }
+                const auto three = [](Floats m0, Floats m1, Floats m2, Floats m3, auto each) {
+                    each(0, m0 + (m1 + m2) * 0.5f);
+                    each(1, (m1 - m2) * 0.5f);
+                    each(2, (m1 + m2) * 0.5f + m3);
+                };
+                for (int j = 0; j < 4; ++j) {
+                    three(all[0][j], all[1][j], all[2][j], all[3][j], [&](int i, Floats to) { half[i][j] = to; });
+                }
+                for (int i = 0; i < 3; ++i) {
+                    three(half[i][0], half[i][1], half[i][2], half[i][3], [&](int j, Floats values) {
+                        for (int lane = 0; lane < W; ++lane) {
+                            grad_w[((k + lane) * 9 + 3 * i + j) * channels + c] = values[lane];
+                        }
+                    });
+                }
+            }
         }
     });
 }

@@ -359,6 +359,27 @@ def test_winograd_has_the_same_bits_alone_in_a_batch_and_with_any_number_of_thre
         assert torch.equal(packed(maps[row : row + 1].contiguous(memory_format=torch.channels_last))[0], once[row])
 
 
+def test_winograd_gradients_have_the_same_bits_with_any_number_of_threads(in_float32: None) -> None:
+    maps = random(5, 32, 33, 32, dtype=torch.float32)
+    found = []
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        conv, rows = layer(32, 64), maps.clone().requires_grad_()
+        by_winograd(conv, rows).square().sum().backward()
+        assert rows.grad is not None and conv.weight.grad is not None
+        found.append((rows.grad, conv.weight.grad))
+    assert all(torch.equal(*both) for other in found[1:] for both in zip(found[0], other, strict=True))
+
+
+def test_winograd_leaves_the_gradient_of_many_weights_to_pytorch(in_float32: None) -> None:
+    conv, maps = layer(144, 128), random(4, 144, 8, 8, dtype=torch.float32)
+    assert convolution.LARGEST_SUMS < 144 * 128
+    by_winograd(conv, maps).sum().backward()
+    own, conv.weight.grad = conv.weight.grad, None
+    conv(maps).sum().backward()
+    assert own is not None and conv.weight.grad is not None and torch.equal(own, conv.weight.grad)
+
+
 def test_winograd_is_for_float32_with_stride_1_and_enough_pixels(in_float32: None) -> None:
     enough = random(4, 16, 8, 8, dtype=torch.float32)
     assert kernels.conv3x3(layer(16, 16), enough) is not None
