@@ -290,8 +290,6 @@ def _stop_at(step: int, training: Any, workspace: Any) -> None:
 def run_job(me: Contestant, name: str, after_step: Callable[[Any, Any], None]) -> None:
     """Run the contestant's job as the engine does, and call `after_step` after each of its steps, with the stage's
     training and the workspace."""
-    import torch
-
     from kdcore import device, kernels, prepare, run
     from kdcore.checkpoint import Watch
     from kdcore.protocol import Lines
@@ -310,8 +308,7 @@ def run_job(me: Contestant, name: str, after_step: Callable[[Any, Any], None]) -
     def chosen(*arguments: Any, **options: Any) -> Any:
         computing = replace(choose(*arguments, **options), **me.computing)
         if computing.kernels:
-            precision = torch.bfloat16 if computing.bf16 else torch.float32
-            kernels.enable(folder / "cache", precision if computing.convolutions else None)
+            kernels.enable(folder / "cache", computing.convolutions)
         else:
             kernels.disable()
         return computing

@@ -38,9 +38,8 @@ def main() -> int:
     options = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory(prefix="distillery-convolutions-") as folder:
-        precision = PRECISIONS[options.precision]
-        support = kernels.enable(Path(folder), convolutions=precision)
-        if not support.convolutions:
+        precision, support = PRECISIONS[options.precision], kernels.enable(Path(folder))
+        if precision not in support.convolutions:
             print(f"no convolutions here: {support.note}", file=sys.stderr)
             return 1
         shapes = [shape for shape in SHAPES if precision == torch.bfloat16 or shape[-1] == 1]

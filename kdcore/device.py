@@ -161,13 +161,13 @@ def begin(training: Training, cache: Path | None, threads: tuple[int, str] | Non
     number, why = threads or choose_threads(training.threads)
     own = device.type == "cpu" and training.kernels == "auto"
     in_bf16 = bf16(training, device)
-    support = _kernels(cache if own else None, _precision(in_bf16))
+    support = _kernels(cache if own else None, convolutions=True)
     return Computing(
         device="cuda" if device.type == "cuda" else "cpu",
         bf16=in_bf16,
         threads=number,
         kernels=support.enabled,
-        convolutions=support.convolutions,
+        convolutions=_convolves(support, in_bf16),
         folded=own and can_fold(in_bf16),
         step=training.step,
         overlap=training.overlap and device.type == "cpu",
@@ -177,12 +177,12 @@ def begin(training: Training, cache: Path | None, threads: tuple[int, str] | Non
     )
 
 
-def _precision(in_bf16: bool) -> torch.dtype:
-    return torch.bfloat16 if in_bf16 else torch.float32
+def _convolves(support: kernels.Support, in_bf16: bool) -> bool:
+    return (torch.bfloat16 if in_bf16 else torch.float32) in support.convolutions
 
 
-def _kernels(cache: Path | None, convolutions: torch.dtype | None) -> kernels.Support:
-    """Enable the fused kernels in this process, with convolutions of a precision or without any, or disable them."""
+def _kernels(cache: Path | None, convolutions: bool) -> kernels.Support:
+    """Enable the fused kernels in this process, with the convolutions or without them, or disable them."""
     if cache is not None:
         return kernels.enable(cache, convolutions)
     kernels.disable()
@@ -198,8 +198,7 @@ def resume(begun: Computing | None, training: Training, cache: Path) -> tuple[Co
     """
     device = choose(training)
     own = begun is not None and begun.kernels and device.type == "cpu"
-    convolutions = _precision(begun.bf16) if begun is not None and begun.convolutions else None
-    support = _kernels(cache if own else None, convolutions)
+    support = _kernels(cache if own else None, begun is not None and begun.convolutions)
     if begun is None:
         kind: Literal["cpu", "cuda"] = "cuda" if device.type == "cuda" else "cpu"
         asked = training.precision == "bf16" or (kind == "cuda" and bf16(training, device))
@@ -213,7 +212,7 @@ def resume(begun: Computing | None, training: Training, cache: Path) -> tuple[Co
         changes["threads"] = f"with {threads} instead of {begun.threads} threads"
     if begun.kernels and not support.enabled and device.type == begun.device:
         changes["kernels"] = f"without the fused kernels ({support.note})"
-    elif begun.convolutions and not support.convolutions and device.type == begun.device:
+    elif begun.convolutions and not _convolves(support, begun.bf16) and device.type == begun.device:
         changes["convolutions"] = "with other 3 × 3 convolutions"
     folded = begun.folded and device.type == "cpu" and can_fold(begun.bf16)
     if begun.folded and not folded and device.type == begun.device:
@@ -223,7 +222,7 @@ def resume(begun: Computing | None, training: Training, cache: Path) -> tuple[Co
         device="cuda" if device.type == "cuda" else "cpu",
         threads=threads,
         kernels=support.enabled,
-        convolutions=support.convolutions,
+        convolutions=begun.convolutions and _convolves(support, begun.bf16),
         folded=folded,
         # Graphs are for GPUs, a teacher that runs ahead is for CPUs; the job may have moved.
         step=begun.step if device.type == "cuda" else "eager",

@@ -31,8 +31,8 @@ BLOCKS = 64
 """Parts of a reduction, as in the source: it needs room for two numbers of each part and channel."""
 
 _library: ctypes.CDLL | None = None
-_convolutions: torch.dtype | None = None
-"""The precision of those that the kernels compute."""
+_convolutions: frozenset[torch.dtype] = frozenset()
+"""The precisions in which the kernels compute them."""
 # Not a plain variable: a teacher's thread must not switch the student's kernels off.
 _paused: ContextVar[bool] = ContextVar("kernels_paused", default=False)
 
@@ -43,13 +43,13 @@ class Support:
 
     enabled: bool
     note: str
-    convolutions: bool = False
-    """The convolutions are among them."""
+    convolutions: frozenset[torch.dtype] = frozenset()
+    """The precisions in which the convolutions are among them."""
 
 
-def enable(cache: Path, convolutions: torch.dtype | None = torch.bfloat16) -> Support:
+def enable(cache: Path, convolutions: bool = True) -> Support:
     """Use the kernels from now on, if they can be had here; `cache` keeps what must be compiled. `convolutions`: those
-    in bfloat16 or in float32 as well, where the CPU has what they need.
+    as well, where the CPU has what they need.
 
     They are compared with PyTorch first: a library that computes something else is not used.
     """
@@ -62,19 +62,19 @@ def enable(cache: Path, convolutions: torch.dtype | None = torch.bfloat16) -> Su
         _library = building.load(cache)
     except building.NotBuilt as error:
         return Support(False, f"eager: {error}")
-    _convolutions = convolutions if building.has_convolutions(_library, convolutions) else None
+    _convolutions = building.convolutions(_library) if convolutions else frozenset()
     if (fault := _fault()) is not None:
         disable()
         return Support(False, f"eager: the compiled {fault}")
     threads = "with torch's threads" if building.openmp_of_torch() else "on one thread: torch's OpenMP was not found"
     what = "fused batch norm and 3 × 3 convolutions" if _convolutions else "fused batch norm"
-    return Support(True, f"{what} for {building.kind()}, {threads}", _convolutions is not None)
+    return Support(True, f"{what} for {building.kind()}, {threads}", _convolutions)
 
 
 def disable() -> None:
     """Compute with PyTorch's operators from now on."""
     global _library, _convolutions
-    _library, _convolutions = None, None
+    _library, _convolutions = None, frozenset()
 
 
 def enabled() -> bool:
@@ -82,9 +82,9 @@ def enabled() -> bool:
     return _library is not None and not _paused.get()
 
 
-def convolves() -> bool:
-    """Return True if this thread computes 3 × 3 convolutions with the kernels now."""
-    return _convolutions is not None and enabled()
+def convolves(precision: torch.dtype) -> bool:
+    """Return True if this thread computes 3 × 3 convolutions in a precision with the kernels now."""
+    return precision in _convolutions and enabled()
 
 
 @contextmanager
@@ -98,21 +98,22 @@ def paused() -> Iterator[None]:
 
 
 def conv3x3(conv: nn.Module, maps: Tensor) -> Tensor | None:
-    """Return conv(maps) in the precision of `enable`, or None where the caller has to compute it: not enabled or
-    paused, another precision here, or a convolution or maps that the kernels are not for. Shapes: N × C × H × W.
+    """Return conv(maps) in the precision of autocast, or None where the caller has to compute it: not enabled or
+    paused, or a convolution, maps or a precision that the kernels are not for. Shapes: N × C × H × W.
 
     Gradients can be taken once. The weights must be float32.
     """
-    if _convolutions is None or not enabled() or not convolution.applies(conv, maps, _convolutions):
+    precision = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else torch.float32
+    if not convolves(precision) or not convolution.applies(conv, maps, precision):
         return None
     assert _library is not None and isinstance(conv, nn.Conv2d)
-    return convolution.convolved(_library, conv, maps, _convolutions)
+    return convolution.convolved(_library, conv, maps, precision)
 
 
 def packed3x3(conv: nn.Conv2d, weight: Tensor, precision: torch.dtype) -> Packed | None:
     """Return the convolution with weights that do not change any more (float32, of the shape of `conv.weight`), for
-    maps without gradients; None where the caller has to compute it: also in another precision than that of `enable`."""
-    if precision != _convolutions or not enabled() or not convolution.is_covered(conv, precision):
+    maps without gradients; None where the caller has to compute it."""
+    if not convolves(precision) or not convolution.is_covered(conv, precision):
         return None
     assert _library is not None
     return Packed.of(_library, weight, conv.stride[0], precision)
@@ -240,9 +241,10 @@ def _fault() -> str | None:
                 worst = worst_error(channels, dtype)
                 if not worst <= allowed:  # also for a NaN
                     return f"batch norm is wrong: {dtype} differs by {worst:g} at {channels} channels"
-        if _convolutions is not None:
+        for precision in _convolutions:
             assert _library is not None
-            return convolution.fault(_library, _convolutions)
+            if (fault := convolution.fault(_library, precision)) is not None:
+                return fault
     finally:
         torch.set_num_threads(threads)
     return None

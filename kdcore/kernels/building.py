@@ -170,7 +170,7 @@ def _opened(path: Path) -> ctypes.CDLL:
         *(pointer, pointer, pointer, pointer, pointer),  # weight, mean, inverse_std, grad_x, grad_shortcut
         *(pointer, pointer, pointer, number),  # grad_weight, grad_bias, partial, threads
     ]
-    if has_convolutions(library, torch.bfloat16):
+    if torch.bfloat16 in convolutions(library):
         library.conv3x3_packed.restype, library.conv3x3_packed.argtypes = whole, [whole, whole]
         library.conv3x3_pack.restype = library.conv3x3_forward.restype = None
         library.conv3x3_strided_gradient.restype = library.conv3x3_weight_gradient.restype = None
@@ -189,7 +189,7 @@ def _opened(path: Path) -> ctypes.CDLL:
         library.conv3x3_weight_room.restype, library.conv3x3_weight_room.argtypes = whole, [*shape, number]  # threads
         # x, grad_y, grad_w, its shape, partial, threads
         library.conv3x3_weight_gradient.argtypes = [pointer, pointer, pointer, *shape, pointer, number]
-    if has_convolutions(library, torch.float32):
+    if torch.float32 in convolutions(library):
         library.winograd_packed.restype, library.winograd_packed.argtypes = whole, [whole, whole]
         library.winograd_pack.restype = library.winograd_forward.restype = None
         # as conv3x3_pack
@@ -211,11 +211,11 @@ def _opened(path: Path) -> ctypes.CDLL:
     return library
 
 
-def has_convolutions(library: ctypes.CDLL, precision: torch.dtype | None) -> bool:
-    """Return True if the library has the convolutions of a precision: it is for a CPU that multiplies bfloat16, or for
-    one with AVX2."""
+def convolutions(library: ctypes.CDLL) -> frozenset[torch.dtype]:
+    """Return the precisions in which the library has convolutions: bfloat16 where the CPU multiplies it, float32 where
+    it has AVX2."""
     names = {torch.bfloat16: "conv3x3_forward", torch.float32: "winograd_forward"}
-    return precision is not None and hasattr(library, names[precision])
+    return frozenset(precision for precision, name in names.items() if hasattr(library, name))
 
 
 def openmp_of_torch() -> str | None:

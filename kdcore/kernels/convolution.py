@@ -119,12 +119,9 @@ def rounded(maps: Tensor, precision: torch.dtype) -> Tensor:
 
 
 def applies(conv: nn.Module, maps: Tensor, precision: torch.dtype) -> bool:
-    """Return True if the kernels compute conv(maps) here: in bfloat16 under autocast to it, in float32 without, and
-    without hooks."""
-    by_autocast = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else torch.float32
+    """Return True if the kernels compute conv(maps) in a precision, without hooks."""
     return (
         is_covered(conv, precision)
-        and by_autocast == precision
         and all(type(own) is nn.Parameter and own.dtype == torch.float32 for own in conv.parameters())
         and fits(maps, conv.in_channels, conv.stride[0], precision)
         and (precision == torch.bfloat16 or not torch.is_grad_enabled() or _tiles(maps) >= FEWEST_TILES)

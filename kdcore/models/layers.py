@@ -381,7 +381,7 @@ class _Folded:
         maps = maps_NCHW.contiguous(memory_format=torch.channels_last)
         if shortcut is not None:
             shortcut = shortcut.to(self.precision).contiguous(memory_format=torch.channels_last)
-        if self.own is not None and kernels.convolves() and self.own.fits(maps):
+        if self.own is not None and kernels.convolves(self.precision) and self.own.fits(maps):
             self.ran.add(OWN)
             relu = type(activation) is nn.ReLU
             sums = self.own(maps, self.bias, shortcut, relu)
