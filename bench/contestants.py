@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 from bench.processes import descendants
 
@@ -73,6 +73,8 @@ class Contestant:
     """Other fields of the job that differ, if ours."""
     computing: Mapping[str, Any] = field(default_factory=dict)
     """Fields of `kdcore.device.Computing` that differ from what the job would choose, if ours."""
+    allocator: Literal["auto", "off"] = "auto"
+    """The worker's setting, if ours."""
     fill_steps: int = 0
     """Steps of an earlier job on the same cache, so that these are hits; if ours."""
     workers: int = 0

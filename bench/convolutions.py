@@ -1,10 +1,10 @@
-"""Our 3 × 3 convolutions in bfloat16 against oneDNN's: CPU time on one thread, by turns.
+"""Our 3 × 3 convolutions against oneDNN's: CPU time on one thread, by turns.
 
-    .venv/bin/python -m bench.convolutions [--turns 60] [--batch 64]
+    .venv/bin/python -m bench.convolutions [--precision bf16] [--turns 60] [--batch 64]
 
 A figure is oneDNN's time divided by ours, a median over turns: more than 1 means that ours is faster. Each turn takes
 other maps, more of them than the caches hold, as in a training. CPU time is that of the thread, so a busy machine
-changes little.
+changes little. In float32 the convolutions with a stride are oneDNN's on both sides, and are left out.
 """
 
 import argparse
@@ -26,24 +26,27 @@ SHAPES = ((16, 16, 32, 1), (32, 32, 16, 1), (64, 64, 8, 1), (16, 32, 32, 2), (32
 """Input and output channels, side of the maps, stride: those of ResNet-20 and 56, and two of ResNet-18 at 96 pixels."""
 SETS = 8
 """Sets of maps that are taken by turns."""
+PRECISIONS = {"bf16": torch.bfloat16, "fp32": torch.float32}
 PARTS = ("forward", "forward, shortcut and ReLU", "gradient of the maps", "gradient of the weight")
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.convolutions", description="Ours against oneDNN's.")
+    parser.add_argument("--precision", choices=list(PRECISIONS), default="bf16")
     parser.add_argument("--turns", type=int, default=60)
     parser.add_argument("--batch", type=int, default=64)
     options = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory(prefix="distillery-convolutions-") as folder:
-        support = kernels.enable(Path(folder), convolutions=True)
-        if not support.convolutions:
+        precision, support = PRECISIONS[options.precision], kernels.enable(Path(folder))
+        if precision not in support.convolutions:
             print(f"no convolutions here: {support.note}", file=sys.stderr)
             return 1
+        shapes = [shape for shape in SHAPES if precision == torch.bfloat16 or shape[-1] == 1]
         print("| channels, side, stride |", " | ".join(f"{part}: times as fast" for part in PARTS), "|")
         print("|---" * (len(PARTS) + 1) + "|")
-        for shape in SHAPES:
-            ratios = [ratio(part, shape, options.batch, options.turns) for part in PARTS]
+        for shape in shapes:
+            ratios = [ratio(part, shape, options.batch, options.turns, precision) for part in PARTS]
             channels, out_channels, side, stride = shape
             print(
                 f"| {channels} to {out_channels}, {side}, {stride} |", *(f"{one:.2f} |" for one in ratios), flush=True
@@ -51,9 +54,9 @@ def main() -> int:
     return 0
 
 
-def ratio(part: str, shape: tuple[int, int, int, int], batch: int, turns: int) -> float:
+def ratio(part: str, shape: tuple[int, int, int, int], batch: int, turns: int, precision: torch.dtype) -> float:
     """Return oneDNN's time of a part divided by ours, the median over turns."""
-    runs = list(_runs(part, shape, batch))
+    runs = list(_runs(part, shape, batch, precision))
     found = []
     for turn in range(turns + SETS):
         run, seconds = runs[turn % SETS], {}
@@ -75,17 +78,20 @@ def _seconds(run: Callable[[], object], own: bool) -> float:
         return time.thread_time() - begun
 
 
-def _runs(part: str, shape: tuple[int, int, int, int], batch: int) -> Iterator[Callable[[], object]]:
+def _runs(
+    part: str, shape: tuple[int, int, int, int], batch: int, precision: torch.dtype
+) -> Iterator[Callable[[], object]]:
     """Yield what computes a part, once for each set of maps: by our kernels, and while these are paused by oneDNN."""
     channels, out_channels, side, stride = shape
     for _ in range(SETS):
         conv = nn.Conv2d(channels, out_channels, 3, stride, padding=1, bias=False).to(memory_format=torch.channels_last)
-        maps, gradient = _maps(batch, channels, side), _maps(batch, out_channels, (side - 1) // stride + 1)
+        maps = _maps(batch, channels, side, precision)
+        gradient = _maps(batch, out_channels, (side - 1) // stride + 1, precision)
         if part == "forward":
             yield lambda conv=conv, maps=maps: _forward(conv, maps)
         elif part == "forward, shortcut and ReLU":
             layers = nn.Sequential(conv, nn.BatchNorm2d(out_channels)).eval().requires_grad_(False)
-            fold(layers, bf16=True)
+            fold(layers, bf16=precision == torch.bfloat16)
             yield lambda layers=layers, maps=maps, shortcut=gradient: conv_norm(*layers, maps, RELU, shortcut)
         else:
             of_maps = part == "gradient of the maps"
@@ -105,7 +111,7 @@ class _Backward:
 
     @staticmethod
     def _output(conv: nn.Conv2d, maps: Tensor) -> Tensor:
-        with torch.autocast("cpu", torch.bfloat16):
+        with _autocast(maps):
             result = kernels.conv3x3(conv, maps)
             return conv(maps) if result is None else result
 
@@ -115,13 +121,17 @@ class _Backward:
 
 
 def _forward(conv: nn.Conv2d, maps: Tensor) -> Tensor:
-    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+    with torch.no_grad(), _autocast(maps):
         result = kernels.conv3x3(conv, maps)
         return conv(maps) if result is None else result
 
 
-def _maps(batch: int, channels: int, side: int) -> Tensor:
-    return torch.randn(batch, channels, side, side).bfloat16().to(memory_format=torch.channels_last)
+def _autocast(maps: Tensor) -> torch.autocast:
+    return torch.autocast("cpu", torch.bfloat16, enabled=maps.dtype == torch.bfloat16)
+
+
+def _maps(batch: int, channels: int, side: int, precision: torch.dtype) -> Tensor:
+    return torch.randn(batch, channels, side, side).to(precision, memory_format=torch.channels_last)
 
 
 if __name__ == "__main__":

@@ -206,7 +206,7 @@ def environment(contestant: Contestant, threads: int | None) -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if name not in THREADS}
     if contestant.kind == "ours":
         device = devices.discover(threads=threads, environment=kept)[0]
-        return devices.engine_environment(device, Path(contestant.folder), kept)
+        return devices.engine_environment(device, Path(contestant.folder), kept, allocator=contestant.allocator)
     return {**kept, **({} if threads is None else dict.fromkeys(THREADS, str(threads)))}
 
 
@@ -715,6 +715,7 @@ LEVERS: dict[str, Json] = {
     "kernels eager": {"training": {"kernels": "eager"}},
     "unfused norms": {"computing": {"kernels": False, "convolutions": False}},
     "oneDNN's convolutions": {"computing": {"convolutions": False}},
+    "the allocator as it is": {"allocator": "off"},
     "unfolded teacher": {"computing": {"folded": False}},
     "overlap on": {"training": {"overlap": True}},
     "cache off": {"training": {"teacher_cache": "off"}},

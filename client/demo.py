@@ -13,6 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -116,15 +117,21 @@ def _distil(console: Console, server: LocalServer, home: Path, seeds: int, to: P
     with Distillery(server.url) as distillery:
         teacher = _succeeded(follow(distillery, distillery.submit(TEACHER)["id"], console, "teacher"), console)
         jobs = [distillery.submit(student_spec(teacher["id"], seed)) for seed in range(1, seeds + 1)]
-        students = [
-            _succeeded(follow(distillery, job["id"], console, f"student {number} of {seeds}"), console)
-            for number, job in enumerate(jobs, 1)
-        ]
+        students: list[JobView] = []
+        # The first student is measured while the others still train.
+        with ThreadPoolExecutor(1) as beside:
+            for number, job in enumerate(jobs, 1):
+                students.append(
+                    _succeeded(follow(distillery, job["id"], console, f"student {number} of {seeds}"), console)
+                )
+                if number == 1:
+                    path = distillery.download(job["id"], to=to / STUDENT_FILE)
+                    measuring = beside.submit(measure_in_plain_torch, path, home / "cache")
         reports = [report_of(job) for job in students]
         console.print()
         console.print(tables.report_table(reports))
         print_lines(console, *tables.proof_lines(reports), _size_sentence(reports[0]), BUDGET, "")
-        _check_student(distillery, students[0], home, to / STUDENT_FILE, console)
+        _check_student(distillery, students[0], path, measuring.result(), console)
     _check_gain(reports)
 
 
@@ -149,15 +156,15 @@ def _size_sentence(report: Report) -> str:
     return f"The student has {times:.0f} times fewer parameters than its teacher."
 
 
-def _check_student(distillery: Distillery, job: JobView, home: Path, target: Path, console: Console) -> None:
-    """Fetch a student, and measure it again with `use_student.py`, which contains nothing of Distillery."""
-    path = distillery.download(job["id"], to=target)
+def _check_student(
+    distillery: Distillery, job: JobView, path: Path, measured: dict[str, int], console: Console
+) -> None:
+    """Compare with its job a student's file, as `use_student.py` measured it: that contains nothing of Distillery."""
     digest = next(file["sha256"] for file in distillery.artifacts(job["id"]) if file["name"] == STUDENT_FILE)
     print_lines(
         console, f"Downloaded {path} ({path.stat().st_size:,} bytes), sha256 {digest}, as listed by the service."
     )
     reported = report_of(job)["student"]
-    measured = measure_in_plain_torch(path, home / "cache")
     if reported["accuracy"] is None:
         raise CheckFailed("the report does not say how accurate the student is")
     comparison = check_measured(measured, reported["accuracy"], reported["parameters"])

@@ -36,7 +36,7 @@ class Computing:
     kernels: bool = False
     """Batch norms of learners are fused with what follows them."""
     convolutions: bool = False
-    """3 × 3 convolutions in bfloat16 are our own, where these apply, not oneDNN's."""
+    """3 × 3 convolutions are our own, where these apply, not oneDNN's."""
     folded: bool = False
     """Batch norms of the frozen teacher are folded into its convolutions."""
     step: Literal["eager", "graph"] = "eager"
@@ -161,13 +161,13 @@ def begin(training: Training, cache: Path | None, threads: tuple[int, str] | Non
     number, why = threads or choose_threads(training.threads)
     own = device.type == "cpu" and training.kernels == "auto"
     in_bf16 = bf16(training, device)
-    support = _kernels(cache if own else None, in_bf16)
+    support = _kernels(cache if own else None, convolutions=True)
     return Computing(
         device="cuda" if device.type == "cuda" else "cpu",
         bf16=in_bf16,
         threads=number,
         kernels=support.enabled,
-        convolutions=support.convolutions,
+        convolutions=_convolves(support, in_bf16),
         folded=own and can_fold(in_bf16),
         step=training.step,
         overlap=training.overlap and device.type == "cpu",
@@ -175,6 +175,10 @@ def begin(training: Training, cache: Path | None, threads: tuple[int, str] | Non
         why=why,
         note=support.note,
     )
+
+
+def _convolves(support: kernels.Support, in_bf16: bool) -> bool:
+    return (torch.bfloat16 if in_bf16 else torch.float32) in support.convolutions
 
 
 def _kernels(cache: Path | None, convolutions: bool) -> kernels.Support:
@@ -208,7 +212,7 @@ def resume(begun: Computing | None, training: Training, cache: Path) -> tuple[Co
         changes["threads"] = f"with {threads} instead of {begun.threads} threads"
     if begun.kernels and not support.enabled and device.type == begun.device:
         changes["kernels"] = f"without the fused kernels ({support.note})"
-    elif begun.convolutions and not support.convolutions and device.type == begun.device:
+    elif begun.convolutions and not _convolves(support, begun.bf16) and device.type == begun.device:
         changes["convolutions"] = "with other 3 × 3 convolutions"
     folded = begun.folded and device.type == "cpu" and can_fold(begun.bf16)
     if begun.folded and not folded and device.type == begun.device:
@@ -218,7 +222,7 @@ def resume(begun: Computing | None, training: Training, cache: Path) -> tuple[Co
         device="cuda" if device.type == "cuda" else "cpu",
         threads=threads,
         kernels=support.enabled,
-        convolutions=support.convolutions,
+        convolutions=begun.convolutions and _convolves(support, begun.bf16),
         folded=folded,
         # Graphs are for GPUs, a teacher that runs ahead is for CPUs; the job may have moved.
         step=begun.step if device.type == "cuda" else "eager",

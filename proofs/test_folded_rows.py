@@ -23,15 +23,15 @@ TORCHVISION += ["densenet121", "efficientnet_b0", "mnasnet0_5", "regnet_y_400mf"
 NAMES = [*FIELD, *(f"torchvision/{name}" for name in TORCHVISION)]
 
 
-@pytest.fixture(params=["bf16", "fp32", "own"])
+@pytest.fixture(params=["bf16", "fp32", "own bf16", "own fp32"])
 def bf16(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[bool]:
     """Whether networks compute in bfloat16; of "own", with our own convolutions."""
-    if request.param == "own":
+    if request.param.startswith("own"):
         folder: Path = tmp_path_factory.getbasetemp() / "kernels"
         support = kernels.enable(folder)
-        if not support.convolutions:
+        if (torch.bfloat16 if request.param == "own bf16" else torch.float32) not in support.convolutions:
             pytest.skip(f"no convolutions here: {support.note}")
-    yield request.param != "fp32"
+    yield request.param.endswith("bf16")
     kernels.disable()
 
 

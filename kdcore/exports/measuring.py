@@ -44,8 +44,8 @@ MEMORY_PER_BYTE = 40
 """The child may allocate MEMORY_BYTES, and so many times the size of its file."""
 OUT_OF_MEMORY = ("MemoryError", "allocate memory", "AllocateRaw", "bad_alloc")
 """Words of Python, PyTorch, onnxruntime and OpenVINO when there is no more."""
-
-
+ALLOCATION = ("LD_PRELOAD", "MALLOC_CONF", "GLIBC_TUNABLES")
+"""What a worker sets for the memory of its engine, and users do not have. (And OpenVINO ends with jemalloc.)"""
 SMALLER_BY = 4
 """Where a batch needs too much memory, the next one that is tried has so many times fewer images: each try is a process
 that loads the file again."""
@@ -289,8 +289,7 @@ def _child(request: Request) -> Iterator[_Child]:
     # bytecode of student.py is left beside it.
     command = [sys.executable, "-PB", str(program), json.dumps(asdict(request))]
     with tempfile.TemporaryFile() as noise:
-        # Without the memory allocator that a worker preloads: OpenVINO ends with jemalloc, and users have none.
-        environment = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
+        environment = {name: value for name, value in os.environ.items() if name not in ALLOCATION}
         process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=noise, env=environment
         )

@@ -1,7 +1,8 @@
 """Native code for the layers that take most of a step, in the place of PyTorch's operators.
 
 `norm_relu`: batch norm in train mode, the addition of a shortcut, and ReLU, in two passes instead of six. `conv3x3`:
-3 × 3 convolutions in bfloat16 (`convolution.py`), on CPUs that multiply it by AVX512_BF16.
+3 × 3 convolutions (`convolution.py`), in bfloat16 on CPUs that multiply it by AVX512_BF16, in float32 on CPUs that have
+AVX2.
 
 `enable` compiles or loads the library for this process; until then, and wherever a kernel does not apply, these
 functions return None, and the caller computes with PyTorch's operators, which are also the reference in tests. The
@@ -30,7 +31,8 @@ BLOCKS = 64
 """Parts of a reduction, as in the source: it needs room for two numbers of each part and channel."""
 
 _library: ctypes.CDLL | None = None
-_convolves = False
+_convolutions: frozenset[torch.dtype] = frozenset()
+"""The precisions in which the kernels compute them."""
 # Not a plain variable: a teacher's thread must not switch the student's kernels off.
 _paused: ContextVar[bool] = ContextVar("kernels_paused", default=False)
 
@@ -41,8 +43,8 @@ class Support:
 
     enabled: bool
     note: str
-    convolutions: bool = False
-    """The convolutions are among them."""
+    convolutions: frozenset[torch.dtype] = frozenset()
+    """The precisions in which the convolutions are among them."""
 
 
 def enable(cache: Path, convolutions: bool = True) -> Support:
@@ -51,7 +53,7 @@ def enable(cache: Path, convolutions: bool = True) -> Support:
 
     They are compared with PyTorch first: a library that computes something else is not used.
     """
-    global _library, _convolves  # noqa: PLW0603 # one library for a process, as its OpenMP threads
+    global _library, _convolutions  # noqa: PLW0603 # one library for a process, as its OpenMP threads
     # It imports the reading of data, which networks do not need.
     from kdcore.kernels import building
 
@@ -60,19 +62,19 @@ def enable(cache: Path, convolutions: bool = True) -> Support:
         _library = building.load(cache)
     except building.NotBuilt as error:
         return Support(False, f"eager: {error}")
-    _convolves = convolutions and building.has_convolutions(_library)
+    _convolutions = building.convolutions(_library) if convolutions else frozenset()
     if (fault := _fault()) is not None:
         disable()
         return Support(False, f"eager: the compiled {fault}")
     threads = "with torch's threads" if building.openmp_of_torch() else "on one thread: torch's OpenMP was not found"
-    what = "fused batch norm and 3 × 3 convolutions" if _convolves else "fused batch norm"
-    return Support(True, f"{what} for {building.kind()}, {threads}", _convolves)
+    what = "fused batch norm and 3 × 3 convolutions" if _convolutions else "fused batch norm"
+    return Support(True, f"{what} for {building.kind()}, {threads}", _convolutions)
 
 
 def disable() -> None:
     """Compute with PyTorch's operators from now on."""
-    global _library, _convolves
-    _library, _convolves = None, False
+    global _library, _convolutions
+    _library, _convolutions = None, frozenset()
 
 
 def enabled() -> bool:
@@ -80,9 +82,9 @@ def enabled() -> bool:
     return _library is not None and not _paused.get()
 
 
-def convolves() -> bool:
-    """Return True if this thread computes 3 × 3 convolutions with the kernels now."""
-    return _convolves and enabled()
+def convolves(precision: torch.dtype) -> bool:
+    """Return True if this thread computes 3 × 3 convolutions in a precision with the kernels now."""
+    return precision in _convolutions and enabled()
 
 
 @contextmanager
@@ -96,24 +98,25 @@ def paused() -> Iterator[None]:
 
 
 def conv3x3(conv: nn.Module, maps: Tensor) -> Tensor | None:
-    """Return conv(maps) as autocast to bfloat16 computes it, or None where the caller has to compute it: not enabled or
-    paused, no such autocast, or a convolution or maps that the kernels are not for. Shapes: N × C × H × W.
+    """Return conv(maps) in the precision of autocast, or None where the caller has to compute it: not enabled or
+    paused, or a convolution, maps or a precision that the kernels are not for. Shapes: N × C × H × W.
 
     Gradients can be taken once. The weights must be float32.
     """
-    if not convolves() or not convolution.applies(conv, maps):
+    precision = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else torch.float32
+    if not convolves(precision) or not convolution.applies(conv, maps, precision):
         return None
     assert _library is not None and isinstance(conv, nn.Conv2d)
-    return convolution.convolved(_library, conv, maps)
+    return convolution.convolved(_library, conv, maps, precision)
 
 
-def packed3x3(conv: nn.Conv2d, weight: Tensor) -> Packed | None:
+def packed3x3(conv: nn.Conv2d, weight: Tensor, precision: torch.dtype) -> Packed | None:
     """Return the convolution with weights that do not change any more (float32, of the shape of `conv.weight`), for
     maps without gradients; None where the caller has to compute it."""
-    if not convolves() or not convolution.is_covered(conv):
+    if not convolves(precision) or not convolution.is_covered(conv, precision):
         return None
     assert _library is not None
-    return Packed.of(_library, weight, conv.stride[0])
+    return Packed.of(_library, weight, conv.stride[0], precision)
 
 
 def norm_relu(norm: nn.BatchNorm2d, maps: Tensor, shortcut: Tensor | None = None, relu: bool = True) -> Tensor | None:
@@ -238,9 +241,10 @@ def _fault() -> str | None:
                 worst = worst_error(channels, dtype)
                 if not worst <= allowed:  # also for a NaN
                     return f"batch norm is wrong: {dtype} differs by {worst:g} at {channels} channels"
-        if _convolves:
+        for precision in _convolutions:
             assert _library is not None
-            return convolution.fault(_library)
+            if (fault := convolution.fault(_library, precision)) is not None:
+                return fault
     finally:
         torch.set_num_threads(threads)
     return None

@@ -170,7 +170,7 @@ def _opened(path: Path) -> ctypes.CDLL:
         *(pointer, pointer, pointer, pointer, pointer),  # weight, mean, inverse_std, grad_x, grad_shortcut
         *(pointer, pointer, pointer, number),  # grad_weight, grad_bias, partial, threads
     ]
-    if has_convolutions(library):
+    if torch.bfloat16 in convolutions(library):
         library.conv3x3_packed.restype, library.conv3x3_packed.argtypes = whole, [whole, whole]
         library.conv3x3_pack.restype = library.conv3x3_forward.restype = None
         library.conv3x3_strided_gradient.restype = library.conv3x3_weight_gradient.restype = None
@@ -189,6 +189,20 @@ def _opened(path: Path) -> ctypes.CDLL:
         library.conv3x3_weight_room.restype, library.conv3x3_weight_room.argtypes = whole, [*shape, number]  # threads
         # x, grad_y, grad_w, its shape, partial, threads
         library.conv3x3_weight_gradient.argtypes = [pointer, pointer, pointer, *shape, pointer, number]
+    if torch.float32 in convolutions(library):
+        library.winograd_packed.restype, library.winograd_packed.argtypes = whole, [whole, whole]
+        library.winograd_pack.restype = library.winograd_forward.restype = None
+        # as conv3x3_pack
+        library.winograd_pack.argtypes = [pointer, *[whole] * 6, number, pointer]
+        library.winograd_forward.argtypes = [
+            *(pointer, whole, whole, whole, whole, whole),  # x, images, height, width, channels, out_channels
+            *(pointer, pointer, pointer, number, pointer, number),  # packed, bias, shortcut, relu, y, threads
+        ]
+        shape = [whole, whole, whole, whole, whole]  # images, height, width, channels, out_channels
+        library.winograd_weight_room.restype, library.winograd_weight_room.argtypes = whole, shape
+        library.winograd_weight_gradient.restype = None
+        # x, grad_y, grad_w, its shape, partial, threads
+        library.winograd_weight_gradient.argtypes = [pointer, pointer, pointer, *shape, pointer, number]
     if (openmp := openmp_of_torch()) is not None:
         runtime = ctypes.CDLL(openmp)
         library.use_threads.argtypes = [pointer, pointer, pointer]
@@ -197,9 +211,11 @@ def _opened(path: Path) -> ctypes.CDLL:
     return library
 
 
-def has_convolutions(library: ctypes.CDLL) -> bool:
-    """Return True if the library has the convolutions: it is for a CPU that multiplies bfloat16."""
-    return hasattr(library, "conv3x3_forward")
+def convolutions(library: ctypes.CDLL) -> frozenset[torch.dtype]:
+    """Return the precisions in which the library has convolutions: bfloat16 where the CPU multiplies it, float32 where
+    it has AVX2."""
+    names = {torch.bfloat16: "conv3x3_forward", torch.float32: "winograd_forward"}
+    return frozenset(precision for precision, name in names.items() if hasattr(library, name))
 
 
 def openmp_of_torch() -> str | None:

@@ -11,6 +11,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 #ifdef __AVX512BW__
 #include <immintrin.h>
 #endif
@@ -94,36 +95,120 @@ struct Lanes {
     static inline Floats where_positive(Floats decides, Floats values) {
         return (Floats)((Words)values & ~(Words)(decides <= 0.0f));
     }
-    static inline Floats all(float value) { return Floats{} + value; }
 };
 
-// A group of V vectors of W channels. U rows are summed apart, so that an addition need not wait for the one before: the
-// same number in every group, because it decides the order of a sum.
-template <int W_, int V_>
+// A group of V vectors of W channels, read from one row after the other. APART rows are summed apart, so that an
+// addition need not wait for the one before: the same number in every group, because it decides the order of a sum.
+constexpr int APART = 4;
+
+template <class T, int W_, int V_>
 struct Group {
-    static constexpr int W = W_, V = V_, U = 4, width = W_ * V_;
+    static constexpr int W = W_, V = V_, width = W_ * V_;
+    static constexpr int ROWS = 1, UNITS = APART / ROWS;  // rows that are read at once, and those that are summed apart
     using L = Lanes<W>;
     using Floats = typename L::Floats;
 
-    static inline void load(Floats (&to)[V], const float* from) {
+    static inline void load(Floats (&to)[V], const T* from) {
 #pragma GCC unroll 4
         for (int v = 0; v < V; ++v) to[v] = L::load(from + v * W);
     }
-    static inline void reduce(const Floats (&sums)[U][V], float* to) {
+    // 0 where `y`, a result of ReLU, is 0.
+    static inline void load_where(Floats (&to)[V], const T* y, const T* from) {
+#pragma GCC unroll 4
+        for (int v = 0; v < V; ++v) to[v] = L::where_positive(L::load(y + v * W), L::load(from + v * W));
+    }
+    static inline void store(T* to, const Floats (&values)[V]) {
+#pragma GCC unroll 4
+        for (int v = 0; v < V; ++v) L::store(to + v * W, values[v]);
+    }
+    static inline void rectify(Floats (&values)[V]) {
+#pragma GCC unroll 4
+        for (int v = 0; v < V; ++v) values[v] = L::where_positive(values[v], values[v]);
+    }
+    // What channels have, in the order of `load`.
+    static inline void load_channels(Floats (&to)[V], const float* from) {
+#pragma GCC unroll 4
+        for (int v = 0; v < V; ++v) to[v] = L::load(from + v * W);
+    }
+    // The sum of what was summed apart, for each channel.
+    static inline void reduce(const Floats (&sums)[UNITS][V], float* to) {
 #pragma GCC unroll 4
         for (int v = 0; v < V; ++v) {
             Floats total = sums[0][v];
 #pragma GCC unroll 4
-            for (int u = 1; u < U; ++u) total += sums[u][v];
+            for (int u = 1; u < UNITS; ++u) total += sums[u][v];
             L::store(to + v * W, total);
         }
     }
 };
 
-// Call body(first channel, channels that an earlier group has, group) for groups that cover all channels. The last one
-// begins earlier where it would not fit.
-template <class Body>
-inline void for_each_group(long channels, Body body) {
+#ifdef __AVX512BF16__
+// 32 numbers of bfloat16 beside each other, 32 channels of a row or 16 of two rows, in two vectors: those at even places
+// and those at odd ones. One instruction then widens a vector, and one rounds both: a third of what `Group` needs. It
+// rounds as `Group`, but numbers below 2^-126 to 0.
+template <int ROWS_>
+struct EvenOdd {
+    static constexpr int V = 2, ROWS = ROWS_, UNITS = APART / ROWS, width = 32 / ROWS;
+    using L = Lanes<16>;
+    using Floats = L::Floats;
+
+    static inline void widen(Floats (&to)[V], __m512i both) {
+        to[0] = (Floats)_mm512_slli_epi32(both, 16);
+        to[1] = (Floats)_mm512_and_si512(both, _mm512_set1_epi32(int(0xffff0000)));
+    }
+    static inline void load(Floats (&to)[V], const bfloat16* from) { widen(to, _mm512_loadu_si512(from)); }
+    static inline void load_where(Floats (&to)[V], const bfloat16* y, const bfloat16* from) {
+        const auto passes = _mm512_test_epi16_mask(_mm512_loadu_si512(y), _mm512_set1_epi16(0x7fff));
+        widen(to, _mm512_maskz_loadu_epi16(passes, from));
+    }
+    static inline void store(bfloat16* to, const Floats (&values)[V]) {
+        const auto halves = (__m512i)_mm512_cvtne2ps_pbh((__m512)values[1], (__m512)values[0]);
+        _mm512_storeu_si512(to, _mm512_permutexvar_epi16(_mm512_load_si512(IN_TURN), halves));
+    }
+    static inline void rectify(Floats (&values)[V]) {
+        const __m512 zero = _mm512_setzero_ps();
+        for (Floats& each : values) {
+            each = (Floats)_mm512_maskz_mov_ps(_mm512_cmp_ps_mask((__m512)each, zero, _CMP_NLE_UQ), (__m512)each);
+        }
+    }
+    static inline void load_channels(Floats (&to)[V], const float* from) {
+        for (int i = 0; i < 16; ++i) {
+            to[0][i] = from[2 * i % width];
+            to[1][i] = from[2 * i % width + 1];
+        }
+    }
+    static inline void reduce(const Floats (&sums)[UNITS][V], float* to) {
+        Floats totals[2] = {};
+#pragma GCC unroll 4
+        for (int u = 0; u < UNITS; ++u) {
+            const Floats first = beside(sums[u][0], FIRST, sums[u][1]), last = beside(sums[u][0], LAST, sums[u][1]);
+            if (ROWS == 2) {
+                totals[0] = u == 0 ? first + last : totals[0] + first + last;
+            } else {
+                totals[0] = u == 0 ? first : totals[0] + first;
+                totals[1] = u == 0 ? last : totals[1] + last;
+            }
+        }
+        L::store(to, totals[0]);
+        if (ROWS == 1) L::store(to + 16, totals[1]);
+    }
+
+private:
+    static inline Floats beside(Floats even, const int32_t* order, Floats odd) {
+        return (Floats)_mm512_permutex2var_ps((__m512)even, _mm512_load_si512(order), (__m512)odd);
+    }
+    // Even and odd places in turn: of all 32 halves, and of the first and of the last half of two vectors.
+    alignas(64) static constexpr uint16_t IN_TURN[32] = {0, 16, 1, 17, 2,  18, 3,  19, 4,  20, 5,  21, 6,  22, 7,  23,
+                                                         8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
+    alignas(64) static constexpr int32_t FIRST[16] = {0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23};
+    alignas(64) static constexpr int32_t LAST[16] = {8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
+};
+#endif
+
+// Call body(first channel, channels that an earlier group has, group) for groups that cover all channels of so many
+// rows. The last one begins earlier where it would not fit.
+template <class T, class Body>
+inline void for_each_group([[maybe_unused]] long rows, long channels, Body body) {
     const auto cover = [&](long c, auto group) {
         for (; c < channels; c += group.width) {
             const long first = std::min(c, channels - group.width);
@@ -131,14 +216,31 @@ inline void for_each_group(long channels, Body body) {
         }
     };
     long c = 0;
-    for (; c + 2 * WIDE <= channels; c += 2 * WIDE) body(c, 0L, Group<WIDE, 2>{});
-    if (channels >= WIDE) {
-        cover(c, Group<WIDE, 1>{});
-    } else if (channels >= 4) {
-        cover(c, Group<4, 1>{});
-    } else {
-        cover(c, Group<1, 1>{});
+#ifdef __AVX512BF16__
+    if constexpr (std::is_same_v<T, bfloat16>) {
+        if (channels == 16 && rows % APART == 0) return body(0L, 0L, EvenOdd<2>{});
+        for (; c + 32 <= channels; c += 32) body(c, 0L, EvenOdd<1>{});
     }
+#endif
+    for (; c + 2 * WIDE <= channels; c += 2 * WIDE) body(c, 0L, Group<T, WIDE, 2>{});
+    if (channels >= WIDE) {
+        cover(c, Group<T, WIDE, 1>{});
+    } else if (channels >= 4) {
+        cover(c, Group<T, 4, 1>{});
+    } else {
+        cover(c, Group<T, 1, 1>{});
+    }
+}
+
+// Call body(first value, number of the unit) for rows beside each other, a unit after the other.
+template <class G, class Body>
+inline void for_each_unit(G, long rows, long channels, Body body) {
+    long row = 0;
+    for (; row + APART <= rows; row += APART) {
+#pragma GCC unroll 4
+        for (int u = 0; u < G::UNITS; ++u) body((row + u * G::ROWS) * channels, u);
+    }
+    for (; row < rows; row += G::ROWS) body(row * channels, 0);
 }
 
 // Call body(block, first row, rows) for each chunk of each block.
@@ -167,29 +269,24 @@ void in_chunks(long rows, int threads, Body body) {
 
 // The mean of a chunk, and the sum of squares about it: about its own mean, so that a large mean costs no digits.
 template <class G, class T>
-inline void chunk_moments(G, const T* x, long rows, long channels, float* mean, float* squares) {
-    using L = typename G::L;
-    typename G::Floats sums[G::U][G::V] = {}, center[G::V];
-    const auto pass = [&](auto add) {
-        long row = 0;
-        for (; row + G::U <= rows; row += G::U) {
+inline void chunk_moments(G group, const T* x, long rows, long channels, float* mean, float* squares) {
+    typename G::Floats sums[G::UNITS][G::V] = {}, center[G::V];
+    for_each_unit(group, rows, channels, [&](long at, int u) {
+        typename G::Floats values[G::V];
+        G::load(values, x + at);
 #pragma GCC unroll 4
-            for (int u = 0; u < G::U; ++u) {
-#pragma GCC unroll 4
-                for (int v = 0; v < G::V; ++v) add(sums[u][v], L::load(x + (row + u) * channels + v * G::W), v);
-            }
-        }
-        for (; row < rows; ++row) {
-#pragma GCC unroll 4
-            for (int v = 0; v < G::V; ++v) add(sums[0][v], L::load(x + row * channels + v * G::W), v);
-        }
-    };
-    pass([](auto& sum, auto value, int) { sum += value; });
+        for (int v = 0; v < G::V; ++v) sums[u][v] += values[v];
+    });
     G::reduce(sums, mean);
     for (int c = 0; c < G::width; ++c) mean[c] /= float(rows);
-    G::load(center, mean);
+    G::load_channels(center, mean);
     std::memset(sums, 0, sizeof sums);
-    pass([&](auto& sum, auto value, int v) { sum += (value - center[v]) * (value - center[v]); });
+    for_each_unit(group, rows, channels, [&](long at, int u) {
+        typename G::Floats values[G::V];
+        G::load(values, x + at);
+#pragma GCC unroll 4
+        for (int v = 0; v < G::V; ++v) sums[u][v] += (values[v] - center[v]) * (values[v] - center[v]);
+    });
     G::reduce(sums, squares);
 }
 
@@ -213,7 +310,7 @@ void forward(const T* x, const T* shortcut, T* y, long rows, long channels, cons
         const long chunks = (rows + CHUNK - 1) / CHUNK, blocks = std::min(BLOCKS, chunks);
         const long before = first - chunks * block / blocks * CHUNK;
         if (before == 0) std::fill(means, means + 2 * channels, 0.0);
-        for_each_group(channels, [=](long c, long skip, auto group) {
+        for_each_group<T>(count, channels, [=](long c, long skip, auto group) {
             float chunk_mean[group.width], chunk_squares[group.width];
             chunk_moments(group, x + first * channels + c, count, channels, chunk_mean, chunk_squares);
             merge(means + c + skip, squares + c + skip, double(before), chunk_mean + skip, chunk_squares + skip,
@@ -237,36 +334,34 @@ void forward(const T* x, const T* shortcut, T* y, long rows, long channels, cons
         }
     }
     in_chunks(rows, threads, [=](long first, long count) {
-        for_each_group(channels, [=](long c, long, auto group) {
+        for_each_group<T>(count, channels, [=](long c, long, auto group) {
             using G = decltype(group);
-            using L = typename G::L;
-            typename G::Floats center[G::V], scale[G::V], offset[G::V] = {};
-            G::load(center, mean + c);
-            G::load(scale, inverse_std + c);
-#pragma GCC unroll 4
-            for (int v = 0; v < G::V; ++v) {
-                if (weight != nullptr) scale[v] *= L::load(weight + c + v * G::W);
-                if (bias != nullptr) offset[v] = L::load(bias + c + v * G::W);
+            typename G::Floats center[G::V], scale[G::V], offset[G::V] = {}, weights[G::V];
+            G::load_channels(center, mean + c);
+            G::load_channels(scale, inverse_std + c);
+            if (weight != nullptr) {
+                G::load_channels(weights, weight + c);
+                for (int v = 0; v < G::V; ++v) scale[v] *= weights[v];
             }
-            const auto pass = [&](auto finish) {
-                for (long row = first; row < first + count; ++row) {
+            if (bias != nullptr) G::load_channels(offset, bias + c);
+            const auto pass = [&](auto adds, auto rectifies) {
+                for_each_unit(group, count, channels, [&](long of_unit, int) {
+                    const long at = first * channels + c + of_unit;
+                    typename G::Floats values[G::V], added[G::V];
+                    G::load(values, x + at);
+                    if (adds) G::load(added, shortcut + at);
 #pragma GCC unroll 4
                     for (int v = 0; v < G::V; ++v) {
-                        const long at = row * channels + c + v * G::W;
-                        L::store(y + at, finish((L::load(x + at) - center[v]) * scale[v] + offset[v], at));
+                        values[v] = (values[v] - center[v]) * scale[v] + offset[v];
+                        if (adds) values[v] += added[v];
                     }
-                }
+                    if (rectifies) G::rectify(values);
+                    G::store(y + at, values);
+                });
             };
-            const auto rectified = [](auto value) { return L::where_positive(value, value); };
-            if (shortcut != nullptr && relu) {
-                pass([&](auto value, long at) { return rectified(value + L::load(shortcut + at)); });
-            } else if (shortcut != nullptr) {
-                pass([&](auto value, long at) { return value + L::load(shortcut + at); });
-            } else if (relu) {
-                pass([&](auto value, long) { return rectified(value); });
-            } else {
-                pass([&](auto value, long) { return value; });
-            }
+            constexpr std::true_type yes{};
+            constexpr std::false_type no{};
+            shortcut != nullptr ? (relu ? pass(yes, yes) : pass(yes, no)) : (relu ? pass(no, yes) : pass(no, no));
         });
     });
 }
@@ -280,37 +375,31 @@ void backward(const T* x, const T* y, const T* grad_y, long rows, long channels,
     in_blocks(rows, threads, [=](long block, long first, long count) {
         double *sum = partial + block * 2 * channels, *product = sum + channels;
         if (first == chunks * block / blocks * CHUNK) std::fill(sum, sum + 2 * channels, 0.0);
-        for_each_group(channels, [=](long c, long skip, auto group) {
+        for_each_group<T>(count, channels, [=](long c, long skip, auto group) {
             using G = decltype(group);
-            using L = typename G::L;
-            typename G::Floats sums[G::U][G::V] = {}, products[G::U][G::V] = {}, center[G::V];
-            G::load(center, mean + c);
+            typename G::Floats sums[G::UNITS][G::V] = {}, products[G::UNITS][G::V] = {}, center[G::V];
+            G::load_channels(center, mean + c);
             const auto pass = [&](auto gradient) {
-                const auto add = [&](long row, int u) {
+                for_each_unit(group, count, channels, [&](long of_unit, int u) {
+                    const long at = first * channels + c + of_unit;
+                    typename G::Floats values[G::V], of[G::V];
+                    gradient(of, at);
+                    G::load(values, x + at);
 #pragma GCC unroll 4
                     for (int v = 0; v < G::V; ++v) {
-                        const long at = row * channels + c + v * G::W;
-                        const auto of = gradient(at);
-                        sums[u][v] += of;
-                        products[u][v] += of * (L::load(x + at) - center[v]);
+                        sums[u][v] += of[v];
+                        products[u][v] += of[v] * (values[v] - center[v]);
                     }
-                };
-                long row = first;
-                for (; row + G::U <= first + count; row += G::U) {
-#pragma GCC unroll 4
-                    for (int u = 0; u < G::U; ++u) add(row + u, u);
-                }
-                for (; row < first + count; ++row) add(row, 0);
+                });
             };
             if (y == nullptr) {
-                pass([=](long at) { return L::load(grad_y + at); });
+                pass([=](auto& to, long at) { G::load(to, grad_y + at); });
             } else if (grad_shortcut == nullptr) {
-                pass([=](long at) { return L::where_positive(L::load(y + at), L::load(grad_y + at)); });
+                pass([=](auto& to, long at) { G::load_where(to, y + at, grad_y + at); });
             } else {
-                pass([=](long at) {
-                    const auto of = L::where_positive(L::load(y + at), L::load(grad_y + at));
-                    L::store(grad_shortcut + at, of);
-                    return of;
+                pass([=](auto& to, long at) {
+                    G::load_where(to, y + at, grad_y + at);
+                    G::store(grad_shortcut + at, to);
                 });
             }
             float chunk_sum[G::width], chunk_product[G::width];
@@ -332,36 +421,40 @@ void backward(const T* x, const T* y, const T* grad_y, long rows, long channels,
     if (grad_x == nullptr) return;
     // grad_x = weight / std * (gradient - its mean - normalised x * the mean of gradient times normalised x)
     in_chunks(rows, threads, [=](long first, long count) {
-        for_each_group(channels, [=](long c, long, auto group) {
+        for_each_group<T>(count, channels, [=](long c, long, auto group) {
             using G = decltype(group);
-            using L = typename G::L;
-            typename G::Floats center[G::V], scale[G::V], level[G::V], slope[G::V];
-            G::load(center, mean + c);
-            G::load(scale, inverse_std + c);
-            G::load(level, grad_bias + c);
-            G::load(slope, grad_weight + c);
+            typename G::Floats center[G::V], scale[G::V], level[G::V], slope[G::V], weights[G::V];
+            G::load_channels(center, mean + c);
+            G::load_channels(scale, inverse_std + c);
+            G::load_channels(level, grad_bias + c);
+            G::load_channels(slope, grad_weight + c);
+            if (weight != nullptr) G::load_channels(weights, weight + c);
 #pragma GCC unroll 4
             for (int v = 0; v < G::V; ++v) {
-                slope[v] *= scale[v] / L::all(float(rows));
-                level[v] /= L::all(float(rows));
-                if (weight != nullptr) scale[v] *= L::load(weight + c + v * G::W);
+                slope[v] *= scale[v] / float(rows);
+                level[v] /= float(rows);
+                if (weight != nullptr) scale[v] *= weights[v];
             }
             const auto pass = [&](auto gradient) {
-                for (long row = first; row < first + count; ++row) {
+                for_each_unit(group, count, channels, [&](long of_unit, int) {
+                    const long at = first * channels + c + of_unit;
+                    typename G::Floats values[G::V], of[G::V];
+                    gradient(of, at);
+                    G::load(values, x + at);
 #pragma GCC unroll 4
                     for (int v = 0; v < G::V; ++v) {
-                        const long at = row * channels + c + v * G::W;
-                        const auto along_x = level[v] + (L::load(x + at) - center[v]) * slope[v];
-                        L::store(grad_x + at, (gradient(at) - along_x) * scale[v]);
+                        const auto along_x = level[v] + (values[v] - center[v]) * slope[v];
+                        values[v] = (of[v] - along_x) * scale[v];
                     }
-                }
+                    G::store(grad_x + at, values);
+                });
             };
             if (grad_shortcut != nullptr && y != nullptr) {
-                pass([=](long at) { return L::load(grad_shortcut + at); });
+                pass([=](auto& to, long at) { G::load(to, grad_shortcut + at); });
             } else if (y != nullptr) {
-                pass([=](long at) { return L::where_positive(L::load(y + at), L::load(grad_y + at)); });
+                pass([=](auto& to, long at) { G::load_where(to, y + at, grad_y + at); });
             } else {
-                pass([=](long at) { return L::load(grad_y + at); });
+                pass([=](auto& to, long at) { G::load(to, grad_y + at); });
             }
         });
     });

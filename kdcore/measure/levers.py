@@ -114,7 +114,8 @@ def _convolutions(job: PreparedJob, training: StageTraining) -> Lever:
     layers = [one for network in networks for one in network.modules() if isinstance(one, nn.Conv2d)]
     if not layers:
         return _lever("no network of this stage has a convolution")
-    why = "it is for 3 × 3 convolutions of 16, 32, … channels that no method reads"
+    with_stride = "" if job.computing.bf16 else " without a stride"
+    why = f"it is for 3 × 3 convolutions of 16, 32, … channels{with_stride} that no method reads"
     if not job.computing.convolutions:
         why = _why_no_convolutions(job)
     return _counted(OWN, layers, why, why)
@@ -124,11 +125,12 @@ def _why_no_convolutions(job: PreparedJob) -> str:
     computing = job.computing
     if not_allowed := _not_allowed(job):
         return not_allowed
-    if not computing.bf16:
-        return "it is for bfloat16"
     if not computing.kernels and computing.note:
         return computing.note
-    return "the job began without it" if "avx512_bf16" in cores.flags() else "it is for CPUs with AVX512_BF16"
+    flags, needed = ({"avx512_bf16"}, "AVX512_BF16") if computing.bf16 else ({"avx2", "fma"}, "AVX2 and FMA")
+    if cores.flags() >= flags:
+        return "the job began without it"
+    return f"in {'bfloat16' if computing.bf16 else 'float32'} it is for CPUs with {needed}"
 
 
 def _not_allowed(job: PreparedJob) -> str:

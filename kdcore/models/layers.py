@@ -13,7 +13,7 @@ Networks compute their batch norms by `conv_norm` and `norm_act`, each in one of
   is taken wherever one of them has a hook: a tap sees the same in every form of a network.
 - fused, where batch norms are in train mode: norm, shortcut and ReLU by one kernel (`kdcore/kernels`);
 - folded, in a network that `fold` prepared, without gradients: norm, shortcut and activation within the convolution,
-  which is oneDNN's or, of 3 × 3 in bfloat16, our own.
+  which is oneDNN's or, of 3 × 3, our own.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from kdcore import kernels
-from kdcore.kernels.convolution import Packed, rounded
+from kdcore.kernels.convolution import Packed
 
 RELU = nn.ReLU()
 """The ReLU of a place that has no name in its network, so that it cannot be tapped."""
@@ -163,8 +163,7 @@ def join_sequences(network: nn.Module) -> None:
 
 
 def _convolved(conv: nn.Module, maps_NCHW: Tensor) -> Tensor:
-    """Return conv(maps): of 3 × 3 convolutions in bfloat16 by our own kernel, of depthwise ones with the gradients of
-    `_Depthwise`."""
+    """Return conv(maps): of 3 × 3 convolutions by our own kernel; depthwise ones have the gradients of `_Depthwise`."""
     own = kernels.conv3x3(conv, maps_NCHW)
     if own is not None:
         _ran_as(OWN, conv)
@@ -371,7 +370,7 @@ class _Folded:
         assert not isinstance(conv.padding, str)
         places = conv.padding, conv.stride, conv.dilation, conv.groups
         weight = weight.to(precision).contiguous(memory_format=torch.channels_last)
-        own = kernels.packed3x3(conv, weight.float()) if precision == torch.bfloat16 else None
+        own = kernels.packed3x3(conv, weight.float(), precision)
         weight = torch.ops.mkldnn._reorder_convolution_weight(weight, *places, None)
         attributes = ("none", [], None) if activation is None else _ATTRIBUTES[type(activation)]
         ran = vars(conv).setdefault(_RAN, set())
@@ -382,10 +381,10 @@ class _Folded:
         maps = maps_NCHW.contiguous(memory_format=torch.channels_last)
         if shortcut is not None:
             shortcut = shortcut.to(self.precision).contiguous(memory_format=torch.channels_last)
-        if self.own is not None and kernels.convolves() and self.own.fits(maps):
+        if self.own is not None and kernels.convolves(self.precision) and self.own.fits(maps):
             self.ran.add(OWN)
             relu = type(activation) is nn.ReLU
-            sums = self.own(rounded(maps), self.bias, shortcut, relu)
+            sums = self.own(maps, self.bias, shortcut, relu)
             return sums if relu or activation is None else activation(sums)
         maps = maps.to(self.precision)
         places = self.padding, self.stride, self.dilation, self.groups

@@ -9,23 +9,23 @@ from bench import convolutions
 from kdcore import kernels
 
 
-@pytest.fixture
-def enabled(tmp_path: Path) -> Iterator[None]:
-    support = kernels.enable(tmp_path, convolutions=True)
-    if not support.convolutions:
+@pytest.fixture(params=convolutions.PRECISIONS.values(), ids=convolutions.PRECISIONS)
+def precision(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[torch.dtype]:
+    support = kernels.enable(tmp_path)
+    if request.param not in support.convolutions:
         pytest.skip(f"no convolutions here: {support.note}")
-    yield
+    yield request.param
     kernels.disable()
 
 
 @pytest.mark.parametrize("part", convolutions.PARTS)
-def test_each_part_is_computed_by_both_sides(part: str, enabled: None) -> None:
-    assert convolutions.ratio(part, (16, 16, 8, 1), batch=2, turns=2) > 0
+def test_each_part_is_computed_by_both_sides(part: str, precision: torch.dtype) -> None:
+    assert convolutions.ratio(part, (16, 16, 8, 1), batch=4, turns=2, precision=precision) > 0
 
 
 @pytest.mark.parametrize("part", convolutions.PARTS[:2])
-def test_both_sides_compute_the_same(part: str, enabled: None) -> None:
-    for run in islice(convolutions._runs(part, (16, 32, 8, 2), 2), 2):
+def test_both_sides_compute_the_same(part: str, precision: torch.dtype) -> None:
+    for run in islice(convolutions._runs(part, (16, 32, 8, 1), 4, precision), 2):
         own = run()
         with kernels.paused():
             other = run()

@@ -91,7 +91,7 @@ def test_choose_threads_keeps_to_a_number_that_is_set_and_to_what_is_free(
     assert device.threads_are_asked(Training(threads=asked)) is not any(word in why for word in ("share", "busy"))
 
 
-FUSED = kernels.Support(True, "fused here", convolutions=True)
+FUSED = kernels.Support(True, "fused here", convolutions=frozenset({torch.bfloat16, torch.float32}))
 BEGUN = Computing(
     "cpu", True, 2, kernels=True, convolutions=True, folded=True, why="its share of the cores", note=FUSED.note
 )
@@ -100,7 +100,7 @@ HERE = Path("cache")
 
 @pytest.fixture
 def fused(monkeypatch):
-    monkeypatch.setattr(kernels, "enable", lambda *_: FUSED)
+    monkeypatch.setattr(kernels, "enable", lambda *_, **__: FUSED)
 
 
 @pytest.mark.usefixtures("four_cores", "fused")
@@ -125,7 +125,7 @@ def test_resume_says_what_this_machine_does_not_have(monkeypatch):
 
 @pytest.mark.usefixtures("four_cores")
 def test_resume_says_that_the_fused_kernels_are_missing(monkeypatch):
-    monkeypatch.setattr(kernels, "enable", lambda *_: kernels.Support(False, "eager: no compiler"))
+    monkeypatch.setattr(kernels, "enable", lambda *_, **__: kernels.Support(False, "eager: no compiler"))
     here, changed = device.resume(BEGUN, Training(device="cpu"), HERE)
     assert (here.kernels, here.convolutions, here.folded, here.note) == (False, False, True, "eager: no compiler")
     assert changed == "without the fused kernels (eager: no compiler)"
@@ -133,7 +133,7 @@ def test_resume_says_that_the_fused_kernels_are_missing(monkeypatch):
 
 @pytest.mark.usefixtures("four_cores")
 def test_resume_says_that_the_convolutions_are_missing(monkeypatch):
-    monkeypatch.setattr(kernels, "enable", lambda *_: kernels.Support(True, "norms here"))
+    monkeypatch.setattr(kernels, "enable", lambda *_, **__: kernels.Support(True, "norms here"))
     here, changed = device.resume(BEGUN, Training(device="cpu"), HERE)
     assert (here.kernels, here.convolutions, here.note) == (True, False, "norms here")
     assert changed == "with other 3 × 3 convolutions"
@@ -152,7 +152,7 @@ def test_resume_a_job_that_began_with_other_convolutions_keeps_them(monkeypatch)
 @pytest.mark.usefixtures("four_cores")
 def test_resume_keeps_the_reason_why_a_job_began_without_the_fused_kernels(monkeypatch):
     """Also where there are some: the job computes as it began."""
-    monkeypatch.setattr(kernels, "enable", lambda *_: FUSED)
+    monkeypatch.setattr(kernels, "enable", lambda *_, **__: FUSED)
     begun = replace(BEGUN, kernels=False, convolutions=False, note="eager: no compiler")
     assert device.resume(begun, Training(device="cpu"), HERE) == (begun, "")
 
@@ -175,11 +175,16 @@ def test_begin_takes_the_kernels_that_the_recipe_and_the_machine_allow(option, c
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp32"])
-def test_begin_takes_our_own_convolutions_in_bf16(monkeypatch, precision):
-    enable = lambda _, convolutions: kernels.Support(True, "fused here", convolutions)  # noqa: E731
-    monkeypatch.setattr(kernels, "enable", enable)
-    computing = device.begin(Training(device="cpu", precision=precision), HERE, (2, ""))
-    assert computing.convolutions is computing.bf16 is (precision == "bf16")
+def test_begin_and_resume_ask_for_our_own_convolutions_in_the_precision_of_the_job(monkeypatch, precision):
+    """A CPU with AVX2 alone has those in float32."""
+    support = kernels.Support(True, "fused here", convolutions=frozenset({torch.float32}))
+    monkeypatch.setattr(kernels, "enable", lambda *_, **__: support)
+    training = Training(device="cpu", precision=precision, threads=1)
+    computing = device.begin(training, HERE, (1, ""))
+    assert computing.convolutions is (precision == "fp32")
+    here, changed = device.resume(replace(computing, convolutions=True), training, HERE)
+    assert here.convolutions is (precision == "fp32")
+    assert changed == ("" if precision == "fp32" else "with other 3 × 3 convolutions")
 
 
 @pytest.mark.usefixtures("fused")

@@ -86,7 +86,7 @@ def test_engine_environment_has_no_secrets(tmp_path: Path):
         "TORCH_HOME": "/models",
         "HF_TOKEN": "secret",
     }
-    passed_on = engine_environment(Device("cuda:1", "GPU-bbbb", 4), tmp_path, environment)
+    passed_on = engine_environment(Device("cuda:1", "GPU-bbbb", 4), tmp_path, environment, allocator="off")
     assert "secret" not in " ".join(passed_on.values())
     assert (passed_on["CUDA_VISIBLE_DEVICES"], passed_on["OMP_NUM_THREADS"], passed_on["TORCH_HOME"]) == (
         "GPU-bbbb",
@@ -97,9 +97,9 @@ def test_engine_environment_has_no_secrets(tmp_path: Path):
 
 
 def test_engine_environment_says_whether_the_threads_are_those_of_the_operator(tmp_path: Path):
-    derived = engine_environment(Device("cpu", "", 2), tmp_path, environment={})
+    derived = engine_environment(Device("cpu", "", 2), tmp_path, {}, allocator="off")
     assert (derived["OMP_NUM_THREADS"], derived[AT_MOST]) == ("2", "2")
-    asked = engine_environment(Device("cpu", "", 2, threads_are_asked=True), tmp_path, environment={})
+    asked = engine_environment(Device("cpu", "", 2, threads_are_asked=True), tmp_path, {}, allocator="off")
     assert asked["OMP_NUM_THREADS"] == "2" and AT_MOST not in asked
 
 

@@ -477,7 +477,7 @@ def test_the_key_tells_all_that_decides_the_outputs(data, teacher, tmp_path):
         prepared = prepare(spec, where, computing=computing)
         return json.dumps(teacher_key.decides(prepared, where), sort_keys=True)
 
-    own = decided()
+    own = decided(computing=Computing("cpu", False, 1, folded=True, convolutions=True))
     others = {
         "teacher": decided(teacher=other_teacher),
         "data": decided(data=other_data),
@@ -491,8 +491,8 @@ def test_the_key_tells_all_that_decides_the_outputs(data, teacher, tmp_path):
         ),
         "ensemble": decided(teacher=[{"checkpoint": f"file:{one}"} for one in (teacher, other_teacher)]),
         "precision": decided(training={"precision": "bf16"}),
-        "folded": decided(computing=Computing("cpu", False, 1, folded=False)),
-        "convolutions": decided(computing=Computing("cpu", False, 1, folded=True, convolutions=True)),
+        "folded": decided(computing=Computing("cpu", False, 1, folded=False, convolutions=True)),
+        "convolutions": decided(computing=Computing("cpu", False, 1, folded=True, convolutions=False)),
     }
     assert own not in others.values() and len(set(others.values())) == len(others)
     # What only the student sees or does, and where a file lies, decides nothing.

@@ -130,7 +130,7 @@ def test_conv3x3_one_pixel_meets_each_tap_where_it_is() -> None:
 def test_a_value_that_is_not_finite_reaches_its_neighbours_and_nobody_else(value: float) -> None:
     conv, maps = layer(16, 32), random(2, 16, 6, 16)
     maps[1, 4, 2, 9] = value
-    packed = kernels.packed3x3(conv, conv.weight.detach())
+    packed = kernels.packed3x3(conv, conv.weight.detach(), torch.bfloat16)
     assert packed is not None
     broken = torch.zeros(2, 32, 6, 16, dtype=torch.bool)
     broken[1, :, 1:4, 8:11] = True
@@ -143,7 +143,7 @@ def test_a_value_that_is_not_finite_reaches_its_neighbours_and_nobody_else(value
 @pytest.mark.parametrize("channels", [16, 3])
 def test_packed_adds_bias_and_shortcut_and_rectifies_before_it_rounds(channels: int, stride: int) -> None:
     conv, maps = layer(channels, 48, stride, bias=True), random(2, channels, 8, 16)
-    packed = kernels.packed3x3(conv, conv.weight.detach())
+    packed = kernels.packed3x3(conv, conv.weight.detach(), torch.bfloat16)
     assert packed is not None and packed.fits(maps) and conv.bias is not None
     right = exact(conv, maps)
     shortcut = random(*right.shape, seed=5)
@@ -250,10 +250,15 @@ def test_conv3x3_leaves_other_maps_to_the_caller(maps: Tensor) -> None:
 def test_conv3x3_is_for_autocast_to_bfloat16_while_it_is_enabled(compiled: Path) -> None:
     conv, maps = layer(16, 16), random(2, 16, 8, 8)
     assert kernels.conv3x3(conv, maps) is None
+    with torch.autocast("cpu", torch.float16):
+        assert kernels.conv3x3(conv, maps) is None
     with torch.autocast("cpu", torch.bfloat16):
         assert kernels.conv3x3(conv, maps) is not None
         with kernels.paused():
-            assert kernels.conv3x3(conv, maps) is None and kernels.packed3x3(conv, conv.weight.detach()) is None
+            assert (
+                kernels.conv3x3(conv, maps) is None
+                and kernels.packed3x3(conv, conv.weight.detach(), torch.bfloat16) is None
+            )
         assert not kernels.enable(compiled, convolutions=False).convolutions
         assert kernels.enabled() and kernels.conv3x3(conv, maps) is None
         kernels.disable()
@@ -265,4 +270,129 @@ def test_enable_is_eager_when_a_convolution_is_wrong(compiled: Path, monkeypatch
     monkeypatch.setattr(convolution, "_gradient_of_weight", lambda *arguments: right(*arguments) * 1.5)
     support = kernels.enable(compiled)
     assert support.note.startswith("eager: the compiled convolution is wrong: it differs by 0.")
-    assert not support.enabled and not support.convolutions and not kernels.convolves()
+    assert not support.enabled and not support.convolutions and not kernels.convolves(torch.bfloat16)
+
+
+@pytest.fixture
+def in_float32(compiled: Path) -> Iterator[None]:
+    if torch.float32 not in kernels.enable(compiled).convolutions:
+        pytest.skip("this CPU has no AVX2")
+    yield
+    kernels.disable()
+
+
+def by_winograd(conv: nn.Module, maps: Tensor) -> Tensor:
+    result = kernels.conv3x3(conv, maps)
+    assert result is not None and result.dtype == torch.float32
+    assert result.is_contiguous(memory_format=torch.channels_last)
+    return result
+
+
+def assert_as_exact(found: Tensor | None, right: Tensor) -> None:
+    assert found is not None
+    assert float((found.detach().double() - right).abs().max() / right.abs().max()) < 2e-6
+
+
+@pytest.mark.parametrize(("channels", "out_channels"), CHANNELS)
+@pytest.mark.parametrize("side", [(8, 8), (1, 1), (1, 2), (3, 2), (5, 7), (2, 33)], ids=str)
+def test_winograd_agrees_with_double_precision_and_has_its_gradients(
+    side: tuple[int, int], channels: int, out_channels: int, in_float32: None
+) -> None:
+    """Sides with whole tiles and with parts of them, edges on each side of a tile; blocks that are not full."""
+    images = -(-convolution.FEWEST_TILES // (-(-side[0] // 2) * -(-side[1] // 2)))
+    conv = layer(channels, out_channels, bias=True)
+    maps = random(images, channels, *side, dtype=torch.float32).requires_grad_()
+    result = by_winograd(conv, maps)
+    gradient = random(*result.shape, seed=2, dtype=torch.float32)
+    result.backward(gradient)
+    right = maps.detach().double().requires_grad_()
+    exactly = layer(channels, out_channels, bias=True).double()
+    expected = exactly(right)
+    expected.backward(gradient.double())
+    assert right.grad is not None and exactly.weight.grad is not None and exactly.bias is not None
+    assert exactly.bias.grad is not None and conv.bias is not None
+    assert_as_exact(result, expected.detach())
+    assert_as_exact(maps.grad, right.grad)
+    assert_as_exact(conv.weight.grad, exactly.weight.grad)
+    assert_as_exact(conv.bias.grad, exactly.bias.grad)
+
+
+def test_winograd_of_whole_numbers_is_exact(in_float32: None) -> None:
+    """Its factors are 1 and 1/2, so nothing is rounded: the kernel about each pixel, turned by nothing."""
+    conv = nn.Conv2d(16, 16, 3, padding=1, bias=False)
+    conv.weight.data.zero_()
+    conv.weight.data[2, 3] = torch.arange(1.0, 10).view(3, 3)
+    maps = torch.zeros(4, 16, 8, 8).contiguous(memory_format=torch.channels_last).requires_grad_()
+    by_winograd(conv, maps)[3, 2, 4, 5].backward()
+    assert maps.grad is not None and maps.grad[3, 3, 3:6, 4:7].tolist() == [[1, 2, 3], [4, 5, 6], [7, 8, 9]]
+    assert maps.grad.abs().sum() == 45
+    with torch.no_grad():
+        maps[3, 3, 4, 5] = 1
+    result = by_winograd(conv, maps)
+    assert result[3, 2, 3:6, 4:7].tolist() == [[9, 8, 7], [6, 5, 4], [3, 2, 1]] and result.abs().sum() == 45
+
+
+def test_winograd_adds_bias_and_shortcut_rectifies_and_lets_nan_through(in_float32: None) -> None:
+    conv, maps = layer(16, 48, bias=True), random(2, 16, 8, 16, dtype=torch.float32)
+    packed = kernels.packed3x3(conv, conv.weight.detach(), torch.float32)
+    assert packed is not None and packed.fits(maps) and conv.bias is not None
+    right = conv.double()(maps.double()).detach()
+    bias, shortcut = conv.bias.detach().float(), random(*right.shape, seed=5, dtype=torch.float32)
+    assert_as_exact(packed(maps, bias), right)
+    assert_as_exact(packed(maps, bias, shortcut), right + shortcut)
+    assert_as_exact(packed(maps, bias, shortcut, relu=True), (right + shortcut).relu())
+    maps[1, 4, 2, 9] = math.nan
+    broken = packed(maps, bias, shortcut, relu=True).isnan()
+    assert bool(broken[1, :, 1:4, 8:11].all()) and not broken[0].any() and not broken[1, :, :, 12:].any()
+
+
+def test_winograd_has_the_same_bits_alone_in_a_batch_and_with_any_number_of_threads(in_float32: None) -> None:
+    conv = layer(32, 64)
+    packed = kernels.packed3x3(conv, conv.weight.detach(), torch.float32)
+    maps = random(7, 32, 33, 32, dtype=torch.float32)
+    assert packed is not None
+    torch.set_num_threads(1)
+    once = packed(maps)
+    for threads in (2, 3):
+        torch.set_num_threads(threads)
+        assert torch.equal(packed(maps), once)
+    for row in range(7):
+        assert torch.equal(packed(maps[row : row + 1].contiguous(memory_format=torch.channels_last))[0], once[row])
+
+
+def test_winograd_gradients_have_the_same_bits_with_any_number_of_threads(in_float32: None) -> None:
+    maps = random(5, 32, 33, 32, dtype=torch.float32)
+    found = []
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        conv, rows = layer(32, 64), maps.clone().requires_grad_()
+        by_winograd(conv, rows).square().sum().backward()
+        assert rows.grad is not None and conv.weight.grad is not None
+        found.append((rows.grad, conv.weight.grad))
+    assert all(torch.equal(*both) for other in found[1:] for both in zip(found[0], other, strict=True))
+
+
+def test_winograd_leaves_the_gradient_of_many_weights_to_pytorch(in_float32: None) -> None:
+    conv, maps = layer(144, 128), random(4, 144, 8, 8, dtype=torch.float32)
+    assert convolution.LARGEST_SUMS < 144 * 128
+    by_winograd(conv, maps).sum().backward()
+    own, conv.weight.grad = conv.weight.grad, None
+    conv(maps).sum().backward()
+    assert own is not None and conv.weight.grad is not None and torch.equal(own, conv.weight.grad)
+
+
+def test_winograd_is_for_float32_with_stride_1_and_enough_pixels(in_float32: None) -> None:
+    enough = random(4, 16, 8, 8, dtype=torch.float32)
+    assert kernels.conv3x3(layer(16, 16), enough) is not None
+    for conv, maps in (
+        (layer(16, 16, stride=2), random(16, 16, 8, 8, dtype=torch.float32)),
+        (layer(3, 16), random(4, 3, 8, 8, dtype=torch.float32)),
+        (layer(16, 16), enough[:3].contiguous(memory_format=torch.channels_last)),
+        (layer(16, 16), enough.bfloat16()),
+        (layer(16, 16), enough.contiguous()),
+    ):
+        assert kernels.conv3x3(conv, maps) is None
+    with torch.no_grad():
+        assert kernels.conv3x3(layer(16, 16), enough[:1]) is not None
+    with kernels.paused():
+        assert kernels.conv3x3(layer(16, 16), enough) is None
