@@ -11,6 +11,7 @@ import torch
 from base.files import sha256_of
 from base.references import FILE
 from kdcore.catalog.facts import DATASET_READING
+from kdcore.kernels import building
 from kdcore.prepare import PreparedJob, Workspace
 from kdcore.programs import Program
 from kdcore.spec import each_teacher
@@ -48,7 +49,7 @@ def decides(job: PreparedJob, workspace: Workspace) -> dict[str, Any]:
         "augmentation": None if augmentation is None else augmentation.model_dump(mode="json"),
         # Without what is not used, so that entries of earlier versions are found.
         "computing": {"bf16": computing.bf16, "folded": computing.folded}
-        | ({"convolutions": True} if computing.convolutions else {}),
+        | ({"convolutions": building.entry_of(building.kind())} if computing.convolutions else {}),
         # A program has threads of its own from its opening on: the trial on one thread does not reach them.
         "threads": computing.threads if any(isinstance(one.network, Program) for one in members) else None,
         "versions": [torch.__version__, *map(_version, ("torchvision", "timm", "onnxruntime", "pillow"))],

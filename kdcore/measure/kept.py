@@ -35,6 +35,7 @@ from kdcore.data import Room
 from kdcore.data.decoding import alone
 from kdcore.data.images import Images
 from kdcore.device import Computing
+from kdcore.kernels import building
 from kdcore.programs import Program
 from kdcore.spec import Dataset
 
@@ -144,7 +145,7 @@ def key(
         "torch": [torch.__version__, torch.backends.cpu.get_cpu_capability()],
         "computing": [
             *(computing.device, computing.threads, computing.folded, computing.folded and computing.bf16),
-            *(["convolutions"] if computing.folded and computing.convolutions else []),
+            *([building.entry_of(building.kind())] if computing.convolutions else []),
         ],
         "network": [architecture, *(one.facts.digest for one in network.modules() if isinstance(one, Program))],
         "classes": [_listed(model.order), _listed(model.merged)],

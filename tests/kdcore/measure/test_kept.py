@@ -155,6 +155,7 @@ def test_key_differs_with_everything_that_decides(data, monkeypatch):
         key(data, computing=replace(CPU, threads=2)),
         key(data, computing=replace(CPU, folded=True)),
         key(data, computing=replace(CPU, folded=True, convolutions=True)),
+        key(data, computing=replace(CPU, convolutions=True)),
         key(data, dataset=Dataset(source="file:x", channels=3)),
         key(data, facts=data.facts.model_copy(update={"digest": "sha256:other"})),
         key(replace(data, test=data.test.take(torch.arange(5)))),
