@@ -30,6 +30,7 @@ from bench.engine import (
     tables,
 )
 from bench.processes import REPOSITORY
+from worker import devices
 
 RATIO = Row("ours against plain", ("live", "plain"), lambda rates: rates["live"] / rates["plain"], 2.0, 3.0)
 EXACT = {"loss_error": 2e-7, "plain_loss_error": 1e-7, "cosine": 1.0, "plain_cosine": 1.0}
@@ -136,10 +137,20 @@ def test_levers_each_changes_what_it_says_and_the_default_does_not(arena: Arena,
         "oneDNN's convolutions": used["convolutions"],
         "unfolded teacher": used["folded"],
     }
-    assert set(engine.LEVERS) == set(LACKS)
+    assert set(engine.LEVERS) == {*LACKS, "the allocator as it is"}
     for name, lacks in LACKS.items():
         assert lacks(_of_a_first_step(arena, tmp_path / name, **engine.LEVERS[name])), name
         assert not has.get(name, True) or not lacks(default), name
+
+
+def test_environment_has_the_allocator_of_a_worker_unless_the_lever_is_off(arena: Arena, tmp_path: Path) -> None:
+    off = engine.LEVERS["the allocator as it is"]
+    of_worker, as_it_is, plain = (
+        engine.environment(Contestant("one", kind, arena, str(tmp_path), **fields), 1)
+        for kind, fields in (("ours", {}), ("ours", off), ("plain", {}))
+    )
+    kept = devices.KEPT.items()
+    assert of_worker.items() >= kept and not as_it_is.items() >= kept and not plain.items() >= kept
 
 
 def test_levers_field_gives_all_its_jobs_the_precision_that_is_asked_for(arena: Arena, tmp_path: Path) -> None:
