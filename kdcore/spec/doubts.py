@@ -22,8 +22,8 @@ from kdcore.spec.resolving import weights_of
 from kdcore.spec.rules import each_method, each_start, each_teacher
 from kdcore.spec.shipping import INT8
 
-HELPED_SOONER = "dist, on large networks with nst beside it"
-"""dist gained in every short training of `bench.budgets`, dist + nst most on CIFAR-100 (docs/measured.md)."""
+HELPED_SOONER = "kd with nst beside it on ResNets as large as ResNet-20, or dist with ten classes or more"
+"""What gained in the short trainings of `bench.budgets` (docs/measured.md)."""
 FOR_SMALL = "dist, or kd"
 """Methods that gained there with the smallest student."""
 
