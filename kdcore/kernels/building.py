@@ -16,6 +16,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
@@ -38,7 +39,7 @@ COMPILE_LIMIT_S = 120.0
 """Some seconds of one core, on a busy machine many times that."""
 
 # Without contraction of a * b + c the bits do not depend on compiler and CPU.
-FLAGS = ("-std=c++17", "-O2", "-fPIC", "-shared", "-ffp-contract=off", "-w")
+FLAGS = ("-std=c++17", "-O2", "-fPIC", "-ffp-contract=off", "-w")
 _AVX512 = ("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mfma")
 FLAGS_OF_CPU = {
     "AVX512_BF16": (*_AVX512, "-mavx512bf16"),
@@ -111,17 +112,23 @@ def _is_whole(folder: Path) -> bool:
 
 
 def _compile(folder: Path, name: str) -> None:
-    """Compile with the first compiler that can. Raises NotBuilt with the complaint of the first one."""
+    """Compile with the first compiler that can, all sources at once. Raises NotBuilt with the complaint of the first
+    one."""
     compilers = [found for compiler in COMPILERS if (found := shutil.which(compiler)) is not None]
     if not compilers:
         raise NotBuilt(f"no C++ compiler is installed ({', '.join(COMPILERS)})")
     # A name of this process: a compiler whose engine was killed may still write.
     output = folder / f"{os.getpid()}.so"
-    sources = [str(one) for one in SOURCES if one.suffix == ".cpp"]
+    objects = {str(one): f"{output}.{one.stem}.o" for one in SOURCES if one.suffix == ".cpp"}
     complaints = []
     for compiler in compilers:
         started = time.monotonic()
-        complaint = _run([compiler, *_flags(name), *sources, "-o", str(output)])
+        commands = [[compiler, *_flags(name), "-c", one, "-o", made] for one, made in objects.items()]
+        with ThreadPoolExecutor(len(commands)) as pool:
+            complaint = next(filter(None, pool.map(_run, commands)), None)
+        complaint = complaint or _run([compiler, "-shared", *objects.values(), "-o", str(output)])
+        for made in objects.values():
+            Path(made).unlink(missing_ok=True)
         if complaint is None and output.is_file():
             log.info("kernels: compiled for %s by %s in %.1f s", name, compiler, time.monotonic() - started)
             output.replace(folder / LIBRARY)

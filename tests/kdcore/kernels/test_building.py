@@ -31,10 +31,12 @@ def nothing_installed(library: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def fake_compiler(folder: Path, script: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Put `c++` on the path, and no other compiler. The script has the name of the output in `$out`."""
+    """Put `c++` on the path, and no other compiler. The script has the name of the output in `$out`. What it links is
+    counted."""
     folder.mkdir()
     compiler = folder / "c++"
-    compiler.write_text(f'#!/bin/sh\nfor out; do :; done\necho run >> "{folder}/log"\n{script}\n')
+    count = f'case "$*" in *-shared*) echo run >> "{folder}/log" ;; esac'
+    compiler.write_text(f"#!/bin/sh\nfor out; do :; done\n{count}\n{script}\n")
     compiler.chmod(0o755)
     monkeypatch.setattr(building, "COMPILERS", ("c++",))
     monkeypatch.setenv("PATH", f"{folder}:/usr/bin:/bin")
