@@ -183,7 +183,7 @@ def test_setup_takes_over_the_lock_of_a_dead_process(ready: Path):
 
 def test_setup_twice_at_once_installs_once(ready: Path):
     (ready / ".venv/.ready").unlink()
-    program(ready / ".venv/bin/python", f'[ "$3" = --version ] || {{ echo x >>"{ready}/installs"; sleep 1; }}')
+    program(ready / ".venv/bin/python", f'[ "$3" != install ] || {{ echo x >>"{ready}/installs"; sleep 1; }}')
     both = [subprocess.Popen([ready / "run", "setup"], stderr=subprocess.DEVNULL) for _ in range(2)]
     assert [one.wait(30) for one in both] == [0, 0]
     assert (ready / "installs").read_text() == "x\n"
