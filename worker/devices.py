@@ -44,7 +44,7 @@ KEPT = {
     "glibc.malloc.trim_threshold=4294967296",
 }
 """Makes jemalloc and the system's own allocator keep freed memory, in pages of 2 MB: each step allocates the same sizes
-again, and would spend a quarter of its time on page faults. An engine runs one job and ends."""
+again, and would pay for page faults each time. An engine runs one job and ends."""
 LIBRARIES = (f"{sys.prefix}/lib", "/usr/local/lib", "/usr/lib64", "/usr/lib/*-linux-gnu", "/usr/lib")
 
 
