@@ -52,7 +52,7 @@ def main() -> int:
         print("\n".join(published(arguments.state)), flush=True)
     budgets, results, fine = [BUDGETS[name] for name in arguments.budgets], Results(arguments.results), True
     for budget in budgets if not arguments.table else ():
-        engine = Kdcore(arguments.state, files(budget, arguments.state, arguments), arguments.threads)
+        engine = Kdcore(arguments.state, files(budget, arguments.state), arguments.threads)
         fine &= run_missing(runs(budget, arguments.seeds), results, engine)
     print(table(budgets, arguments.seeds, results))
     return 0 if fine else 1
@@ -114,7 +114,6 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench.batch_norm_images", description=__doc__)
     parser.add_argument("--budgets", nargs="+", choices=BUDGETS, default=list(BUDGETS), metavar="NAME")
     parser.add_argument("--seeds", type=int, default=2)
-    parser.set_defaults(flowers_teacher=None)
     add_arguments(parser, "batch_norm_images.jsonl")
     return parser.parse_args()
 

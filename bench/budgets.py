@@ -1,12 +1,13 @@
 """What helps at the budgets that people have: methods against the same student alone, three paired seeds each.
 
-    .venv/bin/python -m bench.budgets [--budgets NAME ...] [--rows ROW ...] [--flowers-teacher FILE] [--threads 1]
+    .venv/bin/python -m bench.budgets [--budgets NAME ...] [--rows ROW ...] [--precision bf16] [--threads 1]
     .venv/bin/python -m bench.budgets --table
 
 Budgets: CIFAR-100 from a ResNet-56 to a ResNet-20 with 6,000 images for 4 epochs and 10,000 for 10; flowers with a
-teacher from `--flowers-teacher`, the student's file of a job that fine-tuned one on them (docs/own_pictures.md); digits
-as in the demo. Each finished run adds a line to `bench/results/budgets.jsonl`; the same command continues. The table
-has the gain over the student alone with the same seed, in points, with its 95 % interval by Student's t.
+ResNet-56 of CIFAR-100 that is fine-tuned on them first (the teacher of `bench.own_pictures`); digits as in the demo.
+`--precision` is that of CIFAR-100 and flowers; runs in one precision are compared with each other alone. Each finished
+run adds a line to `bench/results/budgets.jsonl`; the same command continues. The table has the gain over the student
+alone with the same seed, in points, with its 95 % interval by Student's t.
 
 Takes hours: run it while nothing else is measured. Needs the real data beside the checkout (`../shared/data`), but for
 the digits.
@@ -16,10 +17,11 @@ import argparse
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import mean
 
+from bench import own_pictures
 from bench.cifar100 import DATA, PREPROCESSING, TEACHER_FILE, require_data, subset
 from bench.processes import exit_on_sigterm
 from bench.runs import Kdcore, Results, Run, Spec, add_arguments, gains, points, run_missing
@@ -70,6 +72,16 @@ class Budget:
     teacher_run: Run | None = None
     """The run that trains the teacher, if none is given."""
 
+    def at(self, precision: str) -> "Budget":
+        """Return the budget in another precision, its teacher's run, too, where it names one (digits do not)."""
+        if "precision" not in self.spec["training"]:
+            return self
+        own = self.teacher_run
+        if own is not None:
+            own = replace(own, spec={**own.spec, "training": {**own.spec["training"], "precision": precision}})
+        training = {**self.spec["training"], "precision": precision}
+        return replace(self, spec={**self.spec, "training": training}, teacher_run=own)
+
     def run(self, row: str, seed: int, **training: object) -> Run:
         taught = row != ALONE
         spec = {**self.spec, **ROWS[row], **({"teacher": self.teacher} if taught else {})}
@@ -92,10 +104,16 @@ def cifar100(images: int, epochs: int) -> Budget:
 
 
 def flowers(student: str, epochs: int = 10) -> Budget:
+    """Return the budget of photographs of five flowers. Its teacher is fine-tuned on them first."""
     recipe = {"epochs": epochs, "batch_size": 32, "schedule": "cosine", "precision": "bf16", "batch_norm": "views"}
-    spec = {"dataset": {"source": "blob:flowers", "image_size": 64}, "student": student, "training": recipe}
+    data = {"source": "blob:flowers", "image_size": 64}
+    spec = {"dataset": data, "student": student, "training": recipe}
     inputs = ("blob:flowers", "model:flowers-teacher")
-    return Budget(f"flowers x {epochs}, {student.rpartition('/')[2]}", spec, inputs, {"checkpoint": inputs[1]})
+    wanted = own_pictures.teacher_spec(own_pictures.Budget())
+    published = "model:cifar100-resnet56"
+    start = {"architecture": "resnet56", "checkpoint": published, "preprocessing": PREPROCESSING}
+    teacher = Run("flowers", "teacher", 0, {**wanted, "dataset": data, "student": start}, (inputs[0], published))
+    return Budget(f"flowers x {epochs}, {student.rpartition('/')[2]}", spec, inputs, {"checkpoint": inputs[1]}, teacher)
 
 
 def digits(epochs: int = 10, student: str = "convnet4") -> Budget:
@@ -137,7 +155,7 @@ def main() -> int:
             fine = _run([SMOKE], ["alone", "kd"], 1, results, Path(name), arguments)
             print(table([SMOKE], ["alone", "kd"], 1, results))
         return 0 if fine else 1
-    budgets = [BUDGETS[name] for name in arguments.budgets]
+    budgets = [BUDGETS[name].at(arguments.precision) for name in arguments.budgets]
     results = Results(arguments.results)
     fine = arguments.table or _run(budgets, arguments.rows, arguments.seeds, results, arguments.state, arguments)
     print(table(budgets, arguments.rows, arguments.seeds, results))
@@ -152,11 +170,9 @@ def _run(
     state: Path,
     arguments: argparse.Namespace,
 ) -> bool:
-    if any(budget.name.startswith("flowers") for budget in budgets) and arguments.flowers_teacher is None:
-        raise SystemExit("flowers need --flowers-teacher FILE; --budgets names the others")
     fine = True
     for budget in budgets:
-        engine = Kdcore(state, files(budget, state, arguments), arguments.threads)
+        engine = Kdcore(state, files(budget, state), arguments.threads)
         if budget.teacher_run is not None:
             engine(budget.teacher_run)
         runs = [budget.run(row, seed) for seed in range(seeds) for row in dict.fromkeys((ALONE, *rows))]
@@ -164,10 +180,10 @@ def _run(
     return fine
 
 
-def files(budget: Budget, state: Path, arguments: argparse.Namespace) -> Mapping[str, Path]:
+def files(budget: Budget, state: Path) -> Mapping[str, Path]:
     """Return the files that a budget's specs name. Data that does not exist is made in `state`."""
     known = dict[str, Path]()
-    for name in budget.inputs:
+    for name in {*budget.inputs, *(budget.teacher_run.inputs if budget.teacher_run else ())}:
         if name.startswith("blob:cifar100-"):
             known[name] = cifar100_data(int(name.rpartition("-")[2]), state)
         elif name == "blob:flowers":
@@ -175,8 +191,6 @@ def files(budget: Budget, state: Path, arguments: argparse.Namespace) -> Mapping
             known[name] = DATA / "flowers128.zip"
         elif name == "model:cifar100-resnet56":
             known[name] = TEACHER_FILE
-        elif name == "model:flowers-teacher":
-            known[name] = arguments.flowers_teacher
         elif budget.teacher_run is not None:
             known[name] = Kdcore(state, {}, 1).folder(budget.teacher_run) / "student.safetensors"
     return known
@@ -247,7 +261,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--budgets", nargs="+", choices=list(BUDGETS), default=list(BUDGETS))
     parser.add_argument("--rows", nargs="+", choices=list(ROWS), default=list(ROWS), metavar="ROW")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--flowers-teacher", type=Path, metavar="FILE", help="student.safetensors of its job")
+    parser.add_argument("--precision", default="bf16", choices=["fp32", "bf16"], help="of CIFAR-100 and flowers")
     return parser.parse_args()
 
 

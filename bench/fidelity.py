@@ -35,7 +35,7 @@ def main() -> int:
     if arguments.smoke:
         with tempfile.TemporaryDirectory(prefix="distillery-fidelity-") as name:
             results = Results(Path(name) / "results.jsonl")
-            engine = Kdcore(Path(name), files(SMOKE, Path(name), arguments), arguments.threads)
+            engine = Kdcore(Path(name), files(SMOKE, Path(name)), arguments.threads)
             assert SMOKE.teacher_run is not None
             engine(SMOKE.teacher_run)
             fine = run_missing(precision_runs(SMOKE, 1, ["kd"]), results, engine)
@@ -48,7 +48,7 @@ def main() -> int:
             (WHOLE, whole_runs(rows, arguments.seeds)),
             (SHORT, precision_runs(SHORT, arguments.pairs)),
         ):
-            engine = Kdcore(arguments.state, files(budget, arguments.state, arguments), arguments.threads)
+            engine = Kdcore(arguments.state, files(budget, arguments.state), arguments.threads)
             fine &= run_missing(runs, results, engine)
     print(f"{whole_table(rows, arguments.seeds, results)}\n\n{precision_table(SHORT, arguments.pairs, results)}")
     return 0 if fine else 1

@@ -24,6 +24,8 @@ def test_specs_of_all_rows_on_all_budgets_are_valid() -> None:
     for budget in BUDGETS.values():
         for row in ROWS:
             parse(budget.run(row, 0).spec)
+        if budget.teacher_run is not None:
+            parse(budget.teacher_run.spec)
     for run in (*fidelity.whole_runs(fidelity.rows_of(["nst"]), 2), *fidelity.precision_runs(fidelity.SHORT, 8)):
         parse(run.spec)
 
@@ -34,6 +36,14 @@ def test_runs_of_a_seed_differ_in_teacher_and_method_alone() -> None:
     assert all(alone.spec[name] == taught.spec[name] for name in same)
     assert "teacher" not in alone.spec and alone.inputs == taught.inputs[:1]
     assert taught.spec["method"][1] == {"name": "nst", "weight": 50.0}
+
+
+def test_budget_in_another_precision_changes_it_for_all_runs_of_the_budget_and_its_teacher() -> None:
+    flowers = BUDGETS["flowers"].at("fp32")
+    assert flowers.run(ALONE, 0).spec["training"]["precision"] == "fp32"
+    assert flowers.teacher_run is not None and flowers.teacher_run.spec["training"]["precision"] == "fp32"
+    assert flowers.run("kd", 1).key != BUDGETS["flowers"].run("kd", 1).key
+    assert BUDGETS["flowers"].at("bf16") == BUDGETS["flowers"] and BUDGETS["digits"].at("fp32") is BUDGETS["digits"]
 
 
 def test_spec_of_a_run_names_no_path() -> None:
