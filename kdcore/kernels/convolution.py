@@ -21,9 +21,11 @@ NARROWEST = 3
 """The smallest width of the output in bfloat16. Fewer pixels share too few loads."""
 LARGEST_SUMS = 128 * 128
 """Of input by output channels, for the gradient of the weight in float32: more sums than that leave the cache."""
-FEWEST_TILES = 64
-"""Of 2 × 2 pixels, for a learner in float32: its weights are brought into Winograd's form at each step. Without
-gradients there is no such limit: a row's bits must not depend on the number of rows beside it."""
+TILE = 4
+"""Pixels of a side of Winograd's tiles."""
+FEWEST_TILES = 32
+"""For a learner in float32: its weights are brought into Winograd's form at each step. Without gradients there is no
+such limit: a row's bits must not depend on the number of rows beside it."""
 
 
 @dataclass(frozen=True)
@@ -213,7 +215,7 @@ def _by_pytorch(
 
 
 def _tiles(maps: Tensor) -> int:
-    return maps.size(0) * _reduced(maps.size(2), 2) * _reduced(maps.size(3), 2)
+    return maps.size(0) * _reduced(maps.size(2), TILE) * _reduced(maps.size(3), TILE)
 
 
 def _reduced(side: int, stride: int) -> int:
