@@ -386,8 +386,9 @@ void add_block(const Shape& s, const float* x, const float* grad_y, long begin, 
     read_tiles(s, x, begin, end, read);
     Place at(s, begin);
     for (long tile = begin; tile < end; ++tile, at.next(s)) {
-        read_gradient(s, grad_y + at.first(s, s.out_channels), s.height - at.y, s.width - at.x,
-                      gradients + (tile - begin) * s.out_channels);
+        const float* const from = grad_y + at.first(s, s.out_channels);
+        for (long i = PIXELS; i < 2 * PIXELS; ++i) fetch(from + i * s.width * s.out_channels, PIXELS * s.out_channels);
+        read_gradient(s, from, s.height - at.y, s.width - at.x, gradients + (tile - begin) * s.out_channels);
     }
     for (int place = 0; place < PLACES; ++place) {
         const float* const tiles = read + place * s.by_place(s.channels);
