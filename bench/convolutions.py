@@ -4,7 +4,9 @@
 
 A figure is oneDNN's time divided by ours, a median over turns: more than 1 means that ours is faster. Each turn takes
 other maps, more of them than the caches hold, as in a training. CPU time is that of the thread, so a busy machine
-changes little. In float32 the convolutions with a stride are oneDNN's on both sides, and are left out.
+changes little. In float32 the convolutions with a stride are oneDNN's on both sides, and are left out. The last columns
+are errors of the forward pass, ours and oneDNN's: the root mean square of what differs from float64, as a share of that
+of the values.
 """
 
 import argparse
@@ -43,14 +45,16 @@ def main() -> int:
             print(f"no convolutions here: {support.note}", file=sys.stderr)
             return 1
         shapes = [shape for shape in SHAPES if precision == torch.bfloat16 or shape[-1] == 1]
-        print("| channels, side, stride |", " | ".join(f"{part}: times as fast" for part in PARTS), "|")
-        print("|---" * (len(PARTS) + 1) + "|")
+        print(
+            "| channels, side, stride |", " | ".join(f"{part}: times as fast" for part in PARTS), "| error | oneDNN's |"
+        )
+        print("|---" * (len(PARTS) + 3) + "|")
         for shape in shapes:
             ratios = [ratio(part, shape, options.batch, options.turns, precision) for part in PARTS]
             channels, out_channels, side, stride = shape
-            print(
-                f"| {channels} to {out_channels}, {side}, {stride} |", *(f"{one:.2f} |" for one in ratios), flush=True
-            )
+            cells = [f"{channels} to {out_channels}, {side}, {stride}", *(f"{one:.2f}" for one in ratios)]
+            cells += [f"{one:.1e}" for one in errors(shape, options.batch, precision)]
+            print(f"| {' | '.join(cells)} |", flush=True)
     return 0
 
 
@@ -65,6 +69,23 @@ def ratio(part: str, shape: tuple[int, int, int, int], batch: int, turns: int, p
             seconds[own] = _seconds(run, own)
         found.append(seconds[False] / seconds[True])
     return median(found[SETS:])
+
+
+@torch.no_grad()
+def errors(shape: tuple[int, int, int, int], batch: int, precision: torch.dtype) -> tuple[float, float]:
+    """Return the relative errors (root mean square) of the forward pass, ours and oneDNN's, on the same numbers."""
+    channels, out_channels, side, stride = shape
+    conv = _layer(channels, out_channels, stride)
+    conv.weight.copy_(conv.weight.to(precision))
+    maps = _maps(batch, channels, side, precision)
+    exact = nn.functional.conv2d(maps.double(), conv.weight.double(), None, stride, 1)
+    own = _forward(conv, maps)
+    with kernels.paused():
+        other = _forward(conv, maps)
+    found = [
+        float((one.double() - exact).square().mean().sqrt() / exact.square().mean().sqrt()) for one in (own, other)
+    ]
+    return found[0], found[1]
 
 
 def _seconds(run: Callable[[], object], own: bool) -> float:
@@ -84,7 +105,7 @@ def _runs(
     """Yield what computes a part, once for each set of maps: by our kernels, and while these are paused by oneDNN."""
     channels, out_channels, side, stride = shape
     for _ in range(SETS):
-        conv = nn.Conv2d(channels, out_channels, 3, stride, padding=1, bias=False).to(memory_format=torch.channels_last)
+        conv = _layer(channels, out_channels, stride)
         maps = _maps(batch, channels, side, precision)
         gradient = _maps(batch, out_channels, (side - 1) // stride + 1, precision)
         if part == "forward":
@@ -128,6 +149,11 @@ def _forward(conv: nn.Conv2d, maps: Tensor) -> Tensor:
 
 def _autocast(maps: Tensor) -> torch.autocast:
     return torch.autocast("cpu", torch.bfloat16, enabled=maps.dtype == torch.bfloat16)
+
+
+def _layer(channels: int, out_channels: int, stride: int) -> nn.Conv2d:
+    conv = nn.Conv2d(channels, out_channels, 3, stride, padding=1, bias=False)
+    return conv.to(memory_format=torch.channels_last)
 
 
 def _maps(batch: int, channels: int, side: int, precision: torch.dtype) -> Tensor:

@@ -30,3 +30,9 @@ def test_both_sides_compute_the_same(part: str, precision: torch.dtype) -> None:
         with kernels.paused():
             other = run()
         assert own is not other and torch.allclose(own.float(), other.float(), atol=0.05, rtol=0.02)
+
+
+def test_errors_are_those_of_rounding(precision: torch.dtype) -> None:
+    own, other = convolutions.errors((16, 32, 8, 1), 4, precision)
+    step = 2.0**-8 if precision == torch.bfloat16 else 2.0**-23
+    assert 0 < own < 20 * step and 0 < other < 20 * step and own != other
