@@ -48,6 +48,9 @@ class Computing:
     """What decided the number of threads."""
     note: str = ""
     """Where the fused kernels come from, or why there are none."""
+    arithmetic: str = ""
+    """What else decides the bits: the version of torch, the kind of CPU or the GPU, and the kernels' code. "" of a job
+    that an earlier version began."""
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -174,7 +177,15 @@ def begin(training: Training, cache: Path | None, threads: tuple[int, str] | Non
         pieces=device.type == "cpu",
         why=why,
         note=support.note,
+        arithmetic=_arithmetic(device, support),
     )
+
+
+def _arithmetic(device: torch.device, support: kernels.Support) -> str:
+    if device.type == "cuda":
+        return f"torch {torch.__version__}, {torch.cuda.get_device_name()}"
+    kind = f"torch {torch.__version__}, {torch.backends.cpu.get_cpu_capability()}"
+    return f"{kind}, {support.code}" if support.code else kind
 
 
 def _convolves(support: kernels.Support, in_bf16: bool) -> bool:
@@ -214,6 +225,9 @@ def resume(begun: Computing | None, training: Training, cache: Path) -> tuple[Co
         changes["kernels"] = f"without the fused kernels ({support.note})"
     elif begun.convolutions and not _convolves(support, begun.bf16) and device.type == begun.device:
         changes["convolutions"] = "with other 3 × 3 convolutions"
+    arithmetic = _arithmetic(device, support)
+    if begun.arithmetic not in ("", arithmetic) and device.type == begun.device and "kernels" not in changes:
+        changes["arithmetic"] = f"by {arithmetic} instead of {begun.arithmetic}"
     folded = begun.folded and device.type == "cpu" and can_fold(begun.bf16)
     if begun.folded and not folded and device.type == begun.device:
         changes["folded"] = "with a teacher that is not folded"
@@ -229,6 +243,7 @@ def resume(begun: Computing | None, training: Training, cache: Path) -> tuple[Co
         overlap=begun.overlap and device.type == "cpu",
         # A job that began without the kernels keeps the reason.
         note=support.note if begun.kernels else begun.note,
+        arithmetic=arithmetic if begun.arithmetic else "",
     )
     return here, " and ".join(changes.values())
 

@@ -30,6 +30,9 @@ from kdcore.kernels.convolution import Packed
 BLOCKS = 64
 """Parts of a reduction, as in the source: it needs room for two numbers of each part and channel."""
 
+CODE = len("kernels-") + 8
+"""Characters of the name of a library that tell its code from others, for reports."""
+
 _library: ctypes.CDLL | None = None
 _convolutions: frozenset[torch.dtype] = frozenset()
 """The precisions in which the kernels compute them."""
@@ -45,6 +48,8 @@ class Support:
     note: str
     convolutions: frozenset[torch.dtype] = frozenset()
     """The precisions in which the convolutions are among them."""
+    code: str = ""
+    """A name of the kernels' code: another one for other sources, another kind of CPU and another version of torch."""
 
 
 def enable(cache: Path, convolutions: bool = True) -> Support:
@@ -68,7 +73,8 @@ def enable(cache: Path, convolutions: bool = True) -> Support:
         return Support(False, f"eager: the compiled {fault}")
     threads = "with torch's threads" if building.openmp_of_torch() else "on one thread: torch's OpenMP was not found"
     what = "fused batch norm and 3 × 3 convolutions" if _convolutions else "fused batch norm"
-    return Support(True, f"{what} for {building.kind()}, {threads}", _convolutions)
+    code = building.entry_of(building.kind())[:CODE]
+    return Support(True, f"{what} for {building.kind()}, {threads}", _convolutions, code)
 
 
 def disable() -> None:

@@ -62,6 +62,8 @@ def four_cores(monkeypatch):
     monkeypatch.setattr(cores, "busy", lambda: 0.0)
     for name in (*cores.THREADS, cores.AT_MOST):
         monkeypatch.delenv(name, raising=False)
+    # In bfloat16 too, which oneDNN has for CPUs with AVX-512 alone.
+    monkeypatch.setattr(device, "can_fold", lambda bf16: True)
 
 
 @pytest.mark.usefixtures("four_cores")
@@ -137,6 +139,24 @@ def test_resume_says_that_the_convolutions_are_missing(monkeypatch):
     here, changed = device.resume(BEGUN, Training(device="cpu"), HERE)
     assert (here.kernels, here.convolutions, here.note) == (True, False, "norms here")
     assert changed == "with other 3 × 3 convolutions"
+
+
+@pytest.mark.usefixtures("four_cores")
+def test_resume_says_that_torch_the_cpu_or_the_code_of_the_kernels_are_others(monkeypatch):
+    """A worker on another kind of machine, or of another version, takes the job over."""
+    here = replace(FUSED, code="kernels-2")
+    monkeypatch.setattr(kernels, "enable", lambda *_, **__: here)
+    computing = device.begin(Training(device="cpu"), HERE, (2, ""))
+    kind = f"torch {torch.__version__}, {torch.backends.cpu.get_cpu_capability()}"
+    assert computing.arithmetic == f"{kind}, kernels-2"
+    assert device.resume(computing, Training(device="cpu"), HERE) == (computing, "")
+    begun = replace(computing, arithmetic="torch 2.0, AVX2, kernels-1")
+    assert device.resume(begun, Training(device="cpu"), HERE) == (
+        computing, f"by {kind}, kernels-2 instead of torch 2.0, AVX2, kernels-1",
+    )  # fmt: skip
+    assert device.resume(replace(begun, arithmetic=""), Training(device="cpu"), HERE)[1] == ""
+    eager = device.begin(Training(device="cpu", kernels="eager"), HERE, (2, ""))
+    assert eager.arithmetic == kind and device.resume(eager, Training(device="cpu"), HERE) == (eager, "")
 
 
 @pytest.mark.usefixtures("four_cores")
@@ -268,7 +288,9 @@ def test_begin_a_graph_is_refused_on_a_cpu(monkeypatch):
     assert "'eager'" in str(refused.value.hint)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
-    assert device.begin(Training(step="graph"), None).step == "graph"
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA H200")
+    computing = device.begin(Training(step="graph"), None)
+    assert (computing.step, computing.arithmetic) == ("graph", f"torch {torch.__version__}, NVIDIA H200")
 
 
 @pytest.mark.parametrize(("threads", "student", "teacher"), [(1, 1, 1), (2, 1, 1), (5, 3, 2), (8, 4, 4)])
@@ -281,4 +303,5 @@ def test_begin_a_teacher_runs_ahead_on_a_cpu_only(monkeypatch):
     assert device.begin(Training(device="cpu", overlap=True), None, (2, "")).overlap
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA H200")
     assert not device.begin(Training(overlap=True), None, (2, "")).overlap
