@@ -165,12 +165,16 @@ def begin(training: Training, cache: Path | None, threads: tuple[int, str] | Non
     own = device.type == "cpu" and training.kernels == "auto"
     in_bf16 = bf16(training, device)
     support = _kernels(cache if own else None, convolutions=True)
+    convolutions = _convolves(support, in_bf16)
+    if support.convolutions and not convolutions:
+        # Evaluations are in float32: a later attempt that enables what is recorded must compute them alike.
+        support = _kernels(cache, convolutions=False)
     return Computing(
         device="cuda" if device.type == "cuda" else "cpu",
         bf16=in_bf16,
         threads=number,
         kernels=support.enabled,
-        convolutions=_convolves(support, in_bf16),
+        convolutions=convolutions,
         folded=own and can_fold(in_bf16),
         step=training.step,
         overlap=training.overlap and device.type == "cpu",

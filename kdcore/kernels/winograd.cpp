@@ -31,11 +31,10 @@
 
 namespace {
 
-constexpr long LANES = 16;       // numbers of channels are multiples of it
-constexpr long LINE = 16;        // floats in a line of the cache
-constexpr long SMALL = 1 << 19;  // products of a place for which threads cost more than they gain
-constexpr int PIXELS = 4;           // of a side of a tile that is written
-constexpr int SIDE = PIXELS + 2;    // of what it reads
+constexpr long LINE = 16;         // floats in a line of the cache
+constexpr long SMALL = 1 << 19;   // products of a place for which threads cost more than they gain
+constexpr int PIXELS = 4;         // of a side of a tile that is written
+constexpr int SIDE = PIXELS + 2;  // of what it reads
 constexpr int PLACES = SIDE * SIDE;
 constexpr float a = 0.70710678f, b = 1.41421356f;  // the points
 // Of a sum over tiles: the most parts, and the fewest tiles of a part, and of a block, so that the sums are not read and
@@ -51,7 +50,7 @@ constexpr int W = 16, TILES = 12, ROWS = 8;
 typedef __m512 Floats;
 inline Floats everywhere(float value) { return _mm512_set1_ps(value); }
 inline Floats multiply_add(Floats a, Floats b, Floats c) { return _mm512_fmadd_ps(a, b, c); }
-inline Floats both(Floats a, Floats b) { return Floats(_mm512_and_si512(__m512i(a), __m512i(b))); }
+inline Floats both(Floats a, Floats b) { return (Floats)_mm512_and_si512((__m512i)a, (__m512i)b); }
 // Not "at most 0", so that a NaN passes, as in PyTorch.
 inline Floats rectified(Floats values) {
     return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(values, _mm512_setzero_ps(), _CMP_NLE_UQ), values);

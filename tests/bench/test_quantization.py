@@ -10,6 +10,7 @@ from bench.quantization import AFTER, AWARE, ROWS, SMOKE, cifar100, table, winne
 from bench.runs import Results
 from kdcore.spec import parse
 from kdcore.spec.plan import aware_epochs
+from tests.kdcore.engine import needs_exact_int8
 
 BUDGET = cifar100(25_000, 2, new=False)
 
@@ -56,6 +57,7 @@ def test_table_pairs_by_seed_and_says_what_int8_lost(tmp_path: Path) -> None:
     assert lines[6:] == ["", "aware: +0.50 (one seed) points, which say nothing about other seeds"]
 
 
+@needs_exact_int8
 @pytest.mark.slow
 def test_smoke_measures_the_files_that_a_job_has_exported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("onnxscript")

@@ -22,7 +22,7 @@ from kdcore.schemes.offline import Alone, Offline, TeacherAhead
 from kdcore.spec import Training
 from kdcore.spec.methods.response import Kd
 from kdcore.training import Observer, StageTraining
-from tests.kdcore.engine import copied, same
+from tests.kdcore.engine import copied, needs_exact_int8, same
 
 
 def floats(*values: float) -> Tensor:
@@ -270,6 +270,7 @@ def test_of_tensors_leaves_out_kinds_that_the_exporter_has_added_to():
     assert set(of_tensors(model, ranges)) == {"given", "b", "e", "f", "g"}
 
 
+@needs_exact_int8
 def test_fake_quantization_computes_what_onnxruntime_does_with_its_ranges(tmp_path):
     """The difference is that of single steps where a sum is rounded the other way, far below that of int8 itself."""
     runtime, quantizing = pytest.importorskip("onnxruntime"), pytest.importorskip("onnxruntime.quantization")

@@ -15,7 +15,7 @@ from kdcore.measure.grading import Outcome
 from kdcore.models import build
 from kdcore.prepare import prepare
 from kdcore.run import run
-from tests.kdcore.engine import distilled, job, supervised, workspace, write_arrays, write_teacher
+from tests.kdcore.engine import distilled, job, needs_exact_int8, supervised, workspace, write_arrays, write_teacher
 
 FILES = [
     FileRow("student.safetensors", "safetensors", "torch", accuracy=0.8, bytes=400, images=30),
@@ -109,6 +109,7 @@ def test_a_job_without_training_for_int8_names_no_ranges(data, tmp_path):
     assert report["quantization"] is None
 
 
+@needs_exact_int8
 @pytest.mark.slow
 def test_a_job_that_trains_for_int8_delivers_the_int8_that_it_has_trained(data, tmp_path):
     """The file's answers are those of the rounding network in PyTorch, with the ranges in the weights' own file."""
