@@ -32,7 +32,7 @@
 namespace {
 
 constexpr long LINE = 16;         // floats in a line of the cache
-constexpr long SMALL = 1 << 19;   // products of a place for which threads cost more than they gain
+constexpr long SMALL = 1 << 18;   // products of a place for which threads cost more than they gain
 constexpr int PIXELS = 4;         // of a side of a tile that is written
 constexpr int SIDE = PIXELS + 2;  // of what it reads
 constexpr int PLACES = SIDE * SIDE;
