@@ -1,16 +1,17 @@
 """The comparison of int8 after training and trained for: its jobs are valid, its table says which wins."""
 
+import platform
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from base import cores
 from bench import quantization
 from bench.quantization import AFTER, AWARE, ROWS, SMOKE, cifar100, table, winner
 from bench.runs import Results
 from kdcore.spec import parse
 from kdcore.spec.plan import aware_epochs
-from tests.kdcore.engine import needs_exact_int8
 
 BUDGET = cifar100(25_000, 2, new=False)
 
@@ -57,7 +58,6 @@ def test_table_pairs_by_seed_and_says_what_int8_lost(tmp_path: Path) -> None:
     assert lines[6:] == ["", "aware: +0.50 (one seed) points, which say nothing about other seeds"]
 
 
-@needs_exact_int8
 @pytest.mark.slow
 def test_smoke_measures_the_files_that_a_job_has_exported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("onnxscript")
@@ -65,5 +65,7 @@ def test_smoke_measures_the_files_that_a_job_has_exported(tmp_path: Path, capsys
     assert quantization._run(SMOKE, [AWARE], 1, results, tmp_path / "state", {}, 1)
     (line,) = results.lines
     assert (line["row"], line["test_samples"]) == (AWARE, 360)
-    assert line["agreement"] > 0.9 and min(line["bytes"], line["float_bytes"]) > 0
+    # Without VNNI onnxruntime's sums of 8 bits overflow on x86: this file agreed with the float one on 85 % of images.
+    exact = platform.machine() != "x86_64" or cores.flags() & {"avx512_vnni", "avx_vnni"}
+    assert line["agreement"] > (0.9 if exact else 0.7) and min(line["bytes"], line["float_bytes"]) > 0
     assert "seed 0" in capsys.readouterr().err

@@ -22,7 +22,7 @@ from kdcore.schemes.offline import Alone, Offline, TeacherAhead
 from kdcore.spec import Training
 from kdcore.spec.methods.response import Kd
 from kdcore.training import Observer, StageTraining
-from tests.kdcore.engine import copied, needs_exact_int8, same
+from tests.kdcore.engine import copied, int8_session, same
 
 
 def floats(*values: float) -> Tensor:
@@ -270,10 +270,9 @@ def test_of_tensors_leaves_out_kinds_that_the_exporter_has_added_to():
     assert set(of_tensors(model, ranges)) == {"given", "b", "e", "f", "g"}
 
 
-@needs_exact_int8
 def test_fake_quantization_computes_what_onnxruntime_does_with_its_ranges(tmp_path):
     """The difference is that of single steps where a sum is rounded the other way, far below that of int8 itself."""
-    runtime, quantizing = pytest.importorskip("onnxruntime"), pytest.importorskip("onnxruntime.quantization")
+    quantizing = pytest.importorskip("onnxruntime.quantization")
     onnx = pytest.importorskip("onnx")
     network, images = block(), torch.randn(64, 1, 8, 8)
     rounding = measured(network, images)
@@ -300,7 +299,7 @@ def test_fake_quantization_computes_what_onnxruntime_does_with_its_ranges(tmp_pa
     )
     with torch.no_grad():
         exact, rounded = network(images), rounding.run(network, images, follows=False)
-    (logits,) = runtime.InferenceSession(tmp_path / "int8.onnx").run(None, {"images": images.numpy()})
+    (logits,) = int8_session(tmp_path / "int8.onnx").run(None, {"images": images.numpy()})
     of_int8, apart = float((rounded - exact).norm()), float((torch.from_numpy(logits) - rounded).norm())
     assert apart < of_int8 / 4, (apart, of_int8)
 
