@@ -12,9 +12,10 @@ import os
 import shutil
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 log = logging.getLogger("distillery.folders")
@@ -46,10 +47,12 @@ def locked_folder(parent: Path, name: str) -> Iterator[LockedFolder]:
         os.close(descriptor)
 
 
-def remove_abandoned(parent: Path, foreign_after_s: float) -> list[str]:
+def remove_abandoned(parent: Path, foreign_after_s: float, before: Callable[[str], None] | None = None) -> list[str]:
     """Remove folders that no process uses. Returns the names of those that belong to this host.
 
     `foreign_after_s`: the age at which folders of other hosts are removed. They are not among the names.
+    `before`: called with the name of each folder of this host before it is removed, while its lock is held. If it
+    raises, the folder stays, so that a later call finds it again.
     """
     for unnamed in parent.glob(f"*{UNNAMED_LOCK}"):
         _remove_if_free(unnamed)
@@ -57,7 +60,7 @@ def remove_abandoned(parent: Path, foreign_after_s: float) -> list[str]:
         with suppress(FileNotFoundError):
             if not _name_here(lock) and time.time() - lock.stat().st_mtime > foreign_after_s:
                 _remove_if_free(lock)
-    return [name for name, lock in _locks_here(parent) if _remove_if_free(lock)]
+    return [name for name, lock in _locks_here(parent) if _remove_if_free(lock, before and partial(before, name))]
 
 
 def used_folders(parent: Path) -> dict[str, Path]:
@@ -75,11 +78,13 @@ def _name_here(lock: Path) -> str | None:
     return f"{first}.{second}" if host == HOST else None
 
 
-def _remove_if_free(lock: Path) -> bool:
+def _remove_if_free(lock: Path, before: Callable[[], None] | None = None) -> bool:
     """Remove a free lock and its folder. Returns whether both are gone."""
     # Opened for writing, although nothing is written: NFS locks no file that is open for reading only.
     with suppress(FileNotFoundError, BlockingIOError), lock.open("r+b") as file:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if before:
+            before()
         return _remove(lock.with_suffix(""), lock)
     return False
 

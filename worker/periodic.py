@@ -94,8 +94,7 @@ class Sweep(PeriodicTask):
 
     def requeue_dead(self) -> None:
         """Requeue the jobs of workers that were killed on this host."""
-        for dead in remove_dead(self._context.scratch):
-            self._requeue(dead)
+        remove_dead(self._context.scratch, self._requeue)
 
     def _end_outlived_engines(self) -> None:
         """End engines of this host that have lost their job."""

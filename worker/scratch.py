@@ -9,6 +9,7 @@ import logging
 import os
 import signal
 import time
+from collections.abc import Callable
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,9 +40,13 @@ def scratch_folder(parent: Path, job_id: str, fence: int) -> AbstractContextMana
     return locked_folder(parent, f"{job_id}.{fence}")
 
 
-def remove_dead(parent: Path) -> list[AttemptId]:
-    """Remove folders that no process uses. Returns the attempts of this host that they belonged to."""
-    return [AttemptId.parse(name) for name in remove_abandoned(parent, FOREIGN_AFTER_S)]
+def remove_dead(parent: Path, requeue: Callable[[AttemptId], None]) -> None:
+    """Remove folders that no process uses.
+
+    `requeue` is called with each attempt of this host before its folder is removed. The folder is the only trace of
+    the attempt here: if `requeue` raises, it stays.
+    """
+    remove_abandoned(parent, FOREIGN_AFTER_S, lambda name: requeue(AttemptId.parse(name)))
 
 
 def attempts_in_use(parent: Path) -> dict[AttemptId, Path]:

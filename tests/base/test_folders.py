@@ -56,6 +56,25 @@ def test_remove_abandoned_removes_what_a_killed_process_left(tmp_path: Path):
         assert sorted(tmp_path.iterdir()) == [own.path, tmp_path / f"{own.path.name}.lock"]
 
 
+def test_remove_abandoned_keeps_a_folder_whose_owner_cannot_be_recorded(tmp_path: Path):
+    (tmp_path / f"job_dead.7.{HOST}").mkdir()
+    (lock := tmp_path / f"job_dead.7.{HOST}.lock").touch()
+    found = []
+
+    def refuse(name: str) -> None:
+        found.append(name)
+        assert name in used_folders(tmp_path), "the lock is held meanwhile"
+        raise ConnectionError
+
+    for _ in range(2):
+        with pytest.raises(ConnectionError):
+            remove_abandoned(tmp_path, DAY_S, refuse)
+    assert lock.exists()
+    assert remove_abandoned(tmp_path, DAY_S, found.append) == ["job_dead.7"]
+    assert found == ["job_dead.7"] * 3
+    assert not list(tmp_path.iterdir())
+
+
 def test_remove_abandoned_finds_nothing_where_there_is_no_folder(tmp_path: Path):
     assert remove_abandoned(tmp_path / "scratch", DAY_S) == []
     assert not (tmp_path / "scratch").exists()

@@ -24,7 +24,7 @@ from tests.worker.processes import FAKE_ENGINE, refused, until
 # The lease is long: the lock of a killed worker is free, so its job continues at once, also on a busy machine.
 QUICK = {
     "DISTILLERY_ENGINE": json.dumps(FAKE_ENGINE),
-    "DISTILLERY_LEASE_S": "60",
+    "DISTILLERY_LEASE_S": "300",
     "DISTILLERY_HEARTBEAT_S": "0.2",
     "DISTILLERY_LOOK_S": "0.3",
     "DISTILLERY_BACK_OFF_S": "0.05",
@@ -61,19 +61,18 @@ def test_cluster_starts_killed_processes_again_and_the_job_continues(home: Path)
     with cluster(home) as (process, addresses, log):
         with urllib.request.urlopen(f"{addresses['url']}/healthz", timeout=30) as answer:  # noqa: S310 - our own server
             assert answer.status == 200
-        db = JobDatabase(Settings(home=home, database_url=addresses["database"]))
-        job_id = db.submit(steps=120, step_s=0.025, checkpoint_every=10)
-        db.until_checkpoint(job_id)
-        os.kill(worker_of(db, job_id), signal.SIGKILL)
-        until(lambda: "SIGKILL and is started again" in log.read_text(), "the cluster to log it")
-        for name, server in (("valkey", valkey_at(addresses["broker"])), ("postgres", postgres_in(home))):
-            os.kill(server, signal.SIGKILL)
-            until(lambda: f"{name} ended with SIGKILL" in log.read_text(), f"the cluster to log the end of {name}")  # noqa: B023
-        until(lambda: answers(addresses["database"]), "PostgreSQL to be back")
-        until(lambda: valkey_at(addresses["broker"]), "Valkey to be back")
-        db.assert_trained(job_id, 120)
-        assert [attempt.how for attempt in db.attempts(job_id)] == ["failed", "succeeded"]
-        db.database.dispose()
+        with jobs_of(home, addresses) as db:
+            job_id = db.submit(steps=120, step_s=0.025, checkpoint_every=10)
+            db.until_checkpoint(job_id)
+            os.kill(worker_of(db, job_id), signal.SIGKILL)
+            until(lambda: "SIGKILL and is started again" in log.read_text(), "the cluster to log it")
+            for name, server in (("valkey", valkey_at(addresses["broker"])), ("postgres", postgres_in(home))):
+                os.kill(server, signal.SIGKILL)
+                until(lambda: f"{name} ended with SIGKILL" in log.read_text(), f"the cluster to log the end of {name}")  # noqa: B023
+            until(lambda: answers(addresses["database"]), "PostgreSQL to be back")
+            until(lambda: valkey_at(addresses["broker"]), "Valkey to be back")
+            db.assert_trained(job_id, 120)
+            assert [attempt.how for attempt in db.attempts(job_id)] == ["failed", "succeeded"]
         process.send_signal(signal.SIGINT)
         assert process.wait(60) == 0
         assert log.read_text().endswith("stopped\n")
@@ -82,17 +81,14 @@ def test_cluster_starts_killed_processes_again_and_the_job_continues(home: Path)
 
 def test_cluster_that_is_killed_leaves_no_process_and_the_next_one_continues(home: Path):
     with cluster(home) as (process, addresses, _):
-        db = JobDatabase(Settings(home=home, database_url=addresses["database"]))
-        job_id = db.submit(steps=120, step_s=0.025, checkpoint_every=10)
-        db.until_checkpoint(job_id)
-        db.database.dispose()
+        with jobs_of(home, addresses) as db:
+            job_id = db.submit(steps=120, step_s=0.025, checkpoint_every=10)
+            db.until_checkpoint(job_id)
         process.kill()
         until(lambda: not members(home), "the members to end with the cluster")
-    with cluster(home) as (_, addresses, log):
-        db = JobDatabase(Settings(home=home, database_url=addresses["database"]))
+    with cluster(home) as (_, addresses, log), jobs_of(home, addresses) as db:
         db.assert_trained(job_id, 120)
         assert "Traceback" not in log.read_text()
-        db.database.dispose()
 
 
 def test_cluster_refuses_a_home_in_use_with_the_servers_own_error(home: Path):
@@ -100,6 +96,15 @@ def test_cluster_refuses_a_home_in_use_with_the_servers_own_error(home: Path):
         error = refused("local.cluster", "--home", str(home), "--port", "0")
     assert "postmaster.pid" in error
     assert "Traceback" not in error
+
+
+@contextmanager
+def jobs_of(home: Path, addresses: dict[str, Any]) -> Iterator[JobDatabase]:
+    db = JobDatabase(Settings(home=home, database_url=addresses["database"]))
+    try:
+        yield db
+    finally:
+        db.database.dispose()
 
 
 def worker_of(db: JobDatabase, job_id: str) -> int:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TypeVar
 
 FAKE_ENGINE = (sys.executable, str(Path(__file__).with_name("fake_engine.py")), "run")
-PATIENCE_S = 30.0
+PATIENCE_S = 60.0
 
 T = TypeVar("T")
 

@@ -3,19 +3,21 @@
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sqlalchemy import insert
 
-from store import collections, tables
+from base.errors import DatabaseUnavailable
+from store import collections, lifecycle, tables
 from store.collections import Collection as Row
 from store.records import database_now
 from store.settings import Settings
 from tests.store.helpers import run_concurrently
-from tests.worker.job_database import OPTIONS, JobDatabase
+from tests.worker.job_database import OPTIONS, JobDatabase, engines, worker_process
 from tests.worker.processes import until
 from worker.context import WorkerContext
-from worker.periodic import Collection, PeriodicTask, summary
+from worker.periodic import Collection, PeriodicTask, Sweep, summary
 from worker.worker import Worker
 
 
@@ -39,6 +41,31 @@ def test_periodic_task_runs_again_after_a_failure_until_it_is_stopped():
 
 def test_periodic_task_stop_without_start():
     assert Counting("counting", every_s=1, first_s=600).stop()
+
+
+def test_sweep_that_lost_the_database_requeues_the_dead_workers_job_the_next_time(
+    context: WorkerContext, db: JobDatabase, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """The folder is the only proof on this host that the worker is dead: without it, the job waits for its lease."""
+    job_id = db.submit(steps=10, checkpoint_every=2, at={"3": "loiter"})
+    with worker_process(settings, tmp_path / "log") as worker:
+        db.until_checkpoint(job_id)
+        worker.kill()
+        worker.wait()
+    until(lambda: not engines(settings.home), "the engine to end with its worker")
+    sweep = Sweep(context, [])
+
+    def unreachable(*_: Any, **__: Any) -> bool:
+        raise DatabaseUnavailable("the server is starting again")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(lifecycle, "finish_failed", unreachable)
+        with pytest.raises(DatabaseUnavailable):
+            sweep.requeue_dead()
+    assert db.job(job_id).status == "running"
+    sweep.requeue_dead()
+    assert db.job(job_id).status == "queued"
+    db.assert_nothing_left()
 
 
 DAY = 86_400.0

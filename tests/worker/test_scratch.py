@@ -26,7 +26,13 @@ def test_scratch_folder_is_named_after_its_attempt(tmp_path: Path):
     with scratch_folder(tmp_path, "job_1", 7) as own:
         assert own.path == tmp_path / f"job_1.7.{HOST}"
         assert attempts_in_use(tmp_path) == {AttemptId("job_1", 7): tmp_path / f"job_1.7.{HOST}.lock"}
-        assert remove_dead(tmp_path) == []
+        assert dead(tmp_path) == []
+
+
+def dead(parent: Path) -> list[AttemptId]:
+    requeued: list[AttemptId] = []
+    remove_dead(parent, requeued.append)
+    return requeued
 
 
 @contextmanager
@@ -69,10 +75,10 @@ def test_remove_dead_waits_for_the_last_fork_to_end(tmp_path: Path):
     ) as worker:
         worker.wait(60)
         assert len(in_session(worker.pid)) == 1
-        assert remove_dead(tmp_path) == []
+        assert dead(tmp_path) == []
         assert len(attempts_in_use(tmp_path)) == 1
         os.killpg(worker.pid, signal.SIGKILL)
-        until(lambda: remove_dead(tmp_path) == [AttemptId("job_1", 1)], "the lock to be free")
+        until(lambda: dead(tmp_path) == [AttemptId("job_1", 1)], "the lock to be free")
 
 
 @pytest.mark.parametrize("content", ["", "  \n", "not a number", "1", "999999999"])
