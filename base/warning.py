@@ -67,6 +67,7 @@ CODES: dict[str, When] = {
     "teacher_below_baseline": "result",
     "export_unavailable": "result",
     "export_mismatch": "result",
+    "int8_overflows": "result",
     "document_not_made": "result",
     "tracking_failed": "result",
 }

@@ -370,6 +370,10 @@ class FileFigures(TypedDict):
     runtime: str
     """The library that ran the file."""
     accuracy: float | None
+    accuracy_without_overflow: NotRequired[float | None]
+    """Of an int8 file that was measured on an x86 CPU without VNNI, where onnxruntime adds products of 8 bits in 16
+    bits and sums overflow: its accuracy on CPUs that add them in 32 bits. By it the file is delivered or refused. Null
+    where sums do not overflow. Absent in reports of earlier versions."""
     agreement: float | None
     """Share of the test images on which file and float student predict the same class."""
     images: int
@@ -398,10 +402,12 @@ class Int8Row(TypedDict):
     quantization: Literal["after_training", "aware"] | None
     bytes: int | None
     accuracy: float | None
+    accuracy_without_overflow: NotRequired[float | None]
+    """As of `files`."""
     agreement: float | None
     images: int
     lost: float | None
-    """What int8 has lost of the accuracy of the same weights in float."""
+    """What int8 has lost of the accuracy of the same weights in float, without what sums lose that overflow."""
     refused: Refused | None
 
 

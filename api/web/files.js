@@ -121,7 +121,8 @@ function table(files) {
   const has = (name) => files.some((file) => file[name] != null);
   const columns = [
     has("accuracy") && ["Accuracy", "Of the file on the test images; of an int8 file also the points beside the float student", (file) => [percent(file.accuracy),
-      file.quantization && file.accuracy != null && file.float != null && h("span", { class: "interval" }, points(file.accuracy - file.float))]],
+      file.quantization && file.accuracy != null && file.float != null && h("span", { class: "interval" }, points(file.accuracy - file.float)),
+      file.accuracy_without_overflow != null && h("span", { class: "interval" }, `${percent(file.accuracy_without_overflow)} where int8 does not overflow`)]],
     has("agreement") && ["Agrees", "Share of the test images on which the file and the student predict the same class", (file) => percent(file.agreement)],
     ["Size", null, (file) => bytes(file.bytes)],
     ...batches.map((batch) => [images(batch), "Latency: the median, and the time that 95 % do not exceed", (file) => latency(file, batch)]),

@@ -153,6 +153,8 @@ def _onnxruntime(request: Request) -> tuple[str, Inputs, Run]:
     options.intra_op_num_threads = request["threads"]
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
+    if not request["fused"]:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     session = onnxruntime.InferenceSession(request["path"], options, providers=["CPUExecutionProvider"])
     return (
         onnxruntime.__version__,

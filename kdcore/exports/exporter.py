@@ -171,6 +171,8 @@ class FileRow:
     bytes: int | None = None
     sha256: str | None = None
     accuracy: float | None = None
+    accuracy_without_overflow: float | None = None
+    """Of an int8 file on a CPU where sums can overflow: its accuracy on CPUs where they cannot."""
     agreement: float | None = None
     """The fraction of images for which file and float student name the same class."""
     images: int = 0
@@ -186,6 +188,11 @@ class FileRow:
     quantization: Quantized | None = None
     refused: Mapping[str, str] | None = None
     """`code`, `message` and `hint` if the file is not delivered."""
+
+    @property
+    def accuracy_of_weights(self) -> float | None:
+        """The accuracy that the file's own rounding leaves, whatever this CPU makes of it."""
+        return self.accuracy if self.accuracy_without_overflow is None else self.accuracy_without_overflow
 
     def but_refused(self, code: str, message: str, hint: str) -> FileRow:
         """Return the row of a file that is not delivered."""

@@ -28,9 +28,10 @@ def int8_table(
     """Return the report's `quantization`; None if no file of the job is int8.
 
     `aware_epochs` are those that trained for int8. A row is a file in figures, and `lost` is what its int8 has lost of
-    the accuracy of the same weights in float. The weights before the epochs for int8 are quantised after training, so
-    that both ways stand side by side. They have not had the last epochs, in which a schedule ends: what they lose may
-    be compared, their accuracy is lower for two reasons. A training of all epochs in float is a job of its own.
+    the accuracy of the same weights in float, without what sums lose that overflow on this CPU. The weights before the
+    epochs for int8 are quantised after training, so that both ways stand side by side. They have not had the last
+    epochs, in which a schedule ends: what they lose may be compared, their accuracy is lower for two reasons. A
+    training of all epochs in float is a job of its own.
     """
     if not set(job.spec.export) & set(INT8):
         return None
@@ -64,14 +65,15 @@ def _rows(student: str, files: Iterable[FileRow]) -> Iterator[dict[str, Any]]:
         lost = None
         if file.quantization is None:
             in_float = file.accuracy
-        elif in_float is not None and file.accuracy is not None:
-            lost = in_float - file.accuracy
+        elif in_float is not None and file.accuracy_of_weights is not None:
+            lost = in_float - file.accuracy_of_weights
         yield {
             "student": student,
             "format": file.format,
             "quantization": file.quantization,
             "bytes": file.bytes,
             "accuracy": file.accuracy,
+            "accuracy_without_overflow": file.accuracy_without_overflow,
             "agreement": file.agreement,
             "images": file.images,
             "lost": lost,

@@ -24,6 +24,7 @@ from typing import IO, Any
 import torch
 from torch import Tensor, nn
 
+from base import cores
 from base.memory import host_memory
 from kdcore.data.images import Images
 from kdcore.exports.exporter import Deliverable
@@ -76,6 +77,8 @@ class Request:
     """Of one image: channels, height, width."""
     batch_sizes: list[int]
     memory_bytes: int
+    fused: bool
+    """False: onnxruntime runs each operator of the file by itself, in float32."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -156,14 +159,17 @@ def measure(
     options: ExportOptions,
     test: Images,
     working: Callable[[int, int], None] | None = None,
+    *,
+    fused: bool = True,
 ) -> Measured:
     """Run a file on the test images in a child process. `source`: the student's `student.py`. `working` is called with
     done and total from time to time. Where a batch of `options.batch_size` needs more memory than a measurement may
-    take, a smaller one is measured in its place. Raises FileFailed."""
+    take, a smaller one is measured in its place. `fused`: as users run it; False: an int8 file in sums that cannot
+    overflow (see `int8_overflows`). Raises FileFailed."""
     size, left_out = options.batch_size, list[int]()
     while True:
         try:
-            found = _measured(runtime, path, source, student, options, test, size, working)
+            found = _measured(runtime, path, source, student, options, test, size, working, fused)
             return replace(found, batches_left_out=left_out)
         except TooMuchMemory:
             if size == 1:
@@ -182,6 +188,7 @@ def _measured(
     test: Images,
     size: int,
     working: Callable[[int, int], None] | None,
+    fused: bool,
 ) -> Measured:
     """Run a file in one child process, with at most `size` images at a time. Raises FileFailed."""
     expected, threads = reference(student, test, options.batch_size), torch.get_num_threads()
@@ -196,6 +203,7 @@ def _measured(
         shape=[student.channels, *student.image_size],
         batch_sizes=sorted({1, size}),
         memory_bytes=min(MEMORY_BYTES + MEMORY_PER_BYTE * path.stat().st_size, host_memory() or 1 << 62),
+        fused=fused,
     )
     images, classes, rows = test.at(None), len(student.class_names), expected.rows
     with _child(request) as child:
@@ -221,6 +229,12 @@ def _measured(
         peak_memory_bytes=found["peak_memory_bytes"],
         difference=float((first - expected.first).abs().max()) / scale,
     )
+
+
+def int8_overflows() -> bool:
+    """Return True where onnxruntime adds products of 8 bits in 16 bits, in which a sum of two can overflow: on x86 CPUs
+    without VNNI. Those with VNNI or AMX, and ARM, add them in 32 bits."""
+    return platform.machine() in ("x86_64", "AMD64") and not cores.flags() & {"avx512_vnni", "avx_vnni", "amx_int8"}
 
 
 def _sizes(count: int, most: int) -> list[int]:

@@ -26,7 +26,7 @@ EXPORTERS: dict[ExportFormat, Exporter] = {
     "torch_export": torch_export.TorchExport(),
     "openvino": openvino.OpenVino(),
 }
-UNAVAILABLE, MISMATCH = "export_unavailable", "export_mismatch"
+UNAVAILABLE, MISMATCH, OVERFLOWS = "export_unavailable", "export_mismatch", "int8_overflows"
 TO_INSTALL = (
     "install the extra of that format on the workers (docs/shipping.md) and export again, or take another format"
 )
@@ -35,6 +35,7 @@ TO_LOSE_LESS = (
     "for int8: more export_options.calibration_images, training for it with quantization, or a larger "
     "export_options.tolerance"
 )
+TO_NOT_OVERFLOW = "ship it to CPUs that do not overflow; to x86 CPUs without VNNI, ship the float file"
 
 
 def write_students(
@@ -101,10 +102,22 @@ def _shipped(
         assert row.bytes is not None and row.sha256 is not None
         written = Written(path, row.bytes, row.sha256)
         workspace.announce("artifact", written, name=exporter.file, media_type=exporter.media_type)
+        if row.accuracy_without_overflow is not None and row.accuracy is not None:
+            _warn_of_overflow(row, row.accuracy, row.accuracy_without_overflow, options, workspace)
     else:
         path.unlink(missing_ok=True)
         workspace.warn(WarningItem(row.refused["code"], "/export", row.refused["message"], row.refused["hint"]))
     return row
+
+
+def _warn_of_overflow(
+    row: FileRow, here: float, elsewhere: float, options: ExportOptions, workspace: Workspace
+) -> None:
+    if here >= elsewhere - options.tolerance:
+        return
+    text = f"{row.name} is right on {here:.1%} of the test images on this worker's CPU ({row.cpu}), which has no VNNI: "
+    text += f"sums of int8 overflow there. On CPUs with VNNI or AMX, and on ARM, it is right on {elsewhere:.1%}"
+    workspace.warn(WarningItem(OVERFLOWS, "/export", text, TO_NOT_OVERFLOW))
 
 
 def make(exporter: Exporter, student: Deliverable, options: ExportOptions, data: Data, workspace: Workspace) -> FileRow:
@@ -143,12 +156,18 @@ def _measured(row: FileRow, student: Deliverable, options: ExportOptions, data: 
     expected = measuring.reference(student, data.test, options.batch_size)
     try:
         found = measuring.measure(row.runtime, path, source, student, options, data.test, workspace.lines.working)
+        without_overflow = None
+        if row.quantization is not None and measuring.int8_overflows():
+            without_overflow = measuring.measure(
+                row.runtime, path, source, student, options, data.test, workspace.lines.working, fused=False
+            ).accuracy
     except measuring.FileFailed as error:
         return row.but_refused(MISMATCH, f"{row.runtime} cannot run {row.name}: {error}", TO_EXPORT_OTHERWISE)
     row = replace(
         row,
         runtime=f"{row.runtime} {found.version}",
         accuracy=found.accuracy,
+        accuracy_without_overflow=without_overflow,
         agreement=found.agreement,
         images=found.images,
         latency=found.latency,
@@ -161,8 +180,9 @@ def _measured(row: FileRow, student: Deliverable, options: ExportOptions, data: 
         text = f"{row.name} does not compute what the student does: its logits differ by {found.difference:.2g} of the "
         text += f"largest one, and rounding explains {measuring.NUMERIC_TOLERANCE:g}"
         return row.but_refused(MISMATCH, text, TO_EXPORT_OTHERWISE)
-    if found.accuracy < expected.accuracy - options.tolerance:
-        text = f"{row.name} is right on {found.accuracy:.1%} of the test images and the student on "
+    assert row.accuracy_of_weights is not None
+    if row.accuracy_of_weights < expected.accuracy - options.tolerance:
+        text = f"{row.name} is right on {row.accuracy_of_weights:.1%} of the test images and the student on "
         text += (
             f"{expected.accuracy:.1%}: the difference is more than export_options.tolerance, {options.tolerance:.1%}"
         )

@@ -281,8 +281,8 @@ def fold(network: nn.Module, bf16: bool) -> None:
     float32. Its weights must not change any more: each convolution is folded when it first runs.
 
     The network then gives the same bits for an image in any place of a batch of the same size, beside any others, and
-    with 1, 2, 3 and 5 threads (proved for the kinds of networks by name in `proofs/test_folded_rows.py`). Before the cache of
-    teachers' outputs relies on it, a job tries its own network and number.
+    with 1, 2, 3 and 5 threads (`proofs/test_folded_rows.py`). Before the cache of teachers' outputs relies on it, a job
+    tries its own network and number.
     """
     precision = torch.bfloat16 if bf16 else torch.float32
     vars(network)[FOLDED] = _Forms(precision)

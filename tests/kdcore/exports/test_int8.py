@@ -64,6 +64,15 @@ def test_int8_table_has_float_beside_int8(data, tmp_path):
     assert int8_table(prepared, where, outcome(), FILES) is None
 
 
+def test_int8_table_has_no_loss_by_sums_that_overflow_on_this_cpu(data, tmp_path):
+    where, _ = workspace(tmp_path)
+    prepared = prepare(job(data, export=["onnx", "onnx_int8"]), where)
+    overflowing = [*FILES[:2], replace(FILES[2], accuracy=0.4, accuracy_without_overflow=0.75)]
+    table = int8_table(prepared, where, outcome(), overflowing)
+    assert table is not None and table["rows"][1]["accuracy_without_overflow"] == 0.75
+    assert shown(table)[1] == ("delivered", "onnx_int8", "after_training", 0.4, pytest.approx(0.05))
+
+
 def test_int8_table_without_measured_files_says_nothing_of_a_loss(data, tmp_path):
     where, _ = workspace(tmp_path)
     prepared = prepare(job(data, export=["onnx", "onnx_int8"]), where)

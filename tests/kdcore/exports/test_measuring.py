@@ -109,6 +109,24 @@ def test_sizes_of_few_images_or_small_batches_are_cut(count, most, sizes):
     assert measuring._sizes(count, most) == sizes
 
 
+@pytest.mark.parametrize(
+    ("machine", "flags", "overflows"),
+    [
+        ("x86_64", {"avx2", "fma"}, True),
+        ("x86_64", {"avx512f", "avx512bw"}, True),
+        ("x86_64", {"avx2", "avx_vnni"}, False),
+        ("x86_64", {"avx512f", "avx512_vnni"}, False),
+        ("AMD64", set(), True),
+        ("aarch64", {"asimd"}, False),
+        ("arm64", set(), False),
+    ],
+)
+def test_int8_overflows_on_x86_without_vnni(machine, flags, overflows, monkeypatch):
+    monkeypatch.setattr(measuring.platform, "machine", lambda: machine)
+    monkeypatch.setattr(measuring.cores, "flags", lambda: flags)
+    assert measuring.int8_overflows() is overflows
+
+
 def test_child_has_the_allocator_of_users(one, tmp_path, monkeypatch):
     """OpenVINO ends where jemalloc is preloaded, as a worker does where it is installed."""
 

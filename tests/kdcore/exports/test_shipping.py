@@ -20,7 +20,7 @@ from kdcore.checkpoint import Stopped
 from kdcore.exports import EXPORTERS, CannotExport, measuring, safetensors, shipping
 from kdcore.exports.measuring import FileFailed, Measured
 from kdcore.spec import ExportOptions
-from tests.kdcore.engine import events, workspace
+from tests.kdcore.engine import events, int8_session, workspace
 from tests.kdcore.exports.making import answered, data, images, needs_onnx, student
 
 FORMATS = ("safetensors", "onnx", "onnx_int8", "torch_export")
@@ -60,6 +60,18 @@ def test_ship_float_files_agree_with_the_student_on_every_image(shipped):
 def test_ship_int8_is_measured_as_the_others_are(shipped):
     row = shipped.rows["onnx_int8"]
     assert row.accuracy == row.agreement and row.accuracy >= 0.7 and row.quantization == "after_training"
+
+
+@needs_onnx
+def test_ship_int8_in_sums_that_cannot_overflow_is_the_file_by_operators_that_are_not_fused(shipped):
+    one, pixels, options = student("convnet4"), images(), ExportOptions(batch_size=8)
+    path = shipped.folder / "student.int8.onnx"
+    found = measuring.measure("onnxruntime", path, path, one, options, data(one, pixels).test, fused=False)
+    normalised = (pixels.float() / 255 - torch.tensor(one.mean)) / torch.tensor(one.std)
+    logits = torch.from_numpy(int8_session(path).run(None, {"images": normalised.numpy()})[0])
+    assert found.accuracy == float((logits.argmax(1) == answered(one, pixels).argmax(1)).double().mean())
+    row = shipped.rows["onnx_int8"]
+    assert row.accuracy_without_overflow == (found.accuracy if measuring.int8_overflows() else None)
 
 
 @needs_onnx
@@ -122,6 +134,47 @@ def test_ship_within_the_tolerance_a_file_is_delivered(tmp_path, monkeypatch):
     one = student("convnet4")
     [row] = shipping.ship(one, ["safetensors"], ExportOptions(tolerance=0.05), data(one, images()), where)
     assert row.refused is None and row.accuracy == 0.95 and not events(stream, "warning")
+
+
+def answers_of(fused, unfused):
+    """Measurements of an int8 file: as users run it, and in sums that cannot overflow."""
+    return lambda *_args, **how: answers(accuracy=fused if how.get("fused", True) else unfused)()
+
+
+@needs_onnx
+def test_ship_int8_that_overflows_on_this_cpu_is_delivered_for_others(tmp_path, monkeypatch):
+    monkeypatch.setattr(measuring, "measure", answers_of(0.6, 0.97))
+    monkeypatch.setattr(measuring, "int8_overflows", lambda: True)
+    where, stream = workspace(tmp_path)
+    one = student("convnet4")
+    [row] = shipping.ship(one, ["onnx_int8"], ExportOptions(tolerance=0.05), data(one, images()), where)
+    assert (row.accuracy, row.accuracy_without_overflow, row.refused) == (0.6, 0.97, None)
+    [warning] = events(stream, "warning")
+    assert (warning["code"], warning["pointer"]) == ("int8_overflows", "/export")
+    assert "is right on 60.0% of the test images on this worker's CPU (x)" in warning["message"]
+    assert warning["message"].endswith("it is right on 97.0%")
+
+
+@needs_onnx
+@pytest.mark.parametrize(
+    ("overflows", "fused", "unfused", "without_overflow", "warnings"),
+    [
+        (True, 0.94, 0.97, 0.97, []),
+        (True, 0.94, 0.94, 0.94, ["export_mismatch"]),
+        (False, 0.97, 0.0, None, []),
+        (False, 0.94, 0.97, None, ["export_mismatch"]),
+    ],
+)
+def test_ship_int8_is_judged_by_its_own_rounding(
+    overflows, fused, unfused, without_overflow, warnings, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(measuring, "measure", answers_of(fused, unfused))
+    monkeypatch.setattr(measuring, "int8_overflows", lambda: overflows)
+    where, stream = workspace(tmp_path)
+    one = student("convnet4")
+    [row] = shipping.ship(one, ["onnx_int8"], ExportOptions(tolerance=0.05), data(one, images()), where)
+    assert (row.accuracy, row.accuracy_without_overflow) == (fused, without_overflow)
+    assert [line["code"] for line in events(stream, "warning")] == warnings
 
 
 def test_ship_a_broken_exporter_is_found_by_its_file(tmp_path, monkeypatch):
