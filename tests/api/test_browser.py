@@ -575,12 +575,14 @@ def test_job_page_shows_each_file_with_its_figures_and_why_one_was_refused(
     files = [
         file_row("student.onnx", "onnx"),
         file_row("student.int8.onnx", "onnx_int8", accuracy=0.12, quantization="after_training", refused=refused),
+        file_row("here.onnx", "onnx_int8", accuracy=0.85, accuracy_without_overflow=0.89, quantization="aware"),
     ]
     job = finished(settings, address, {"files": files})
     browser.open(f"{address}/#/jobs/{job['id']}", 1200, "Make files of the student")
     shown = " ".join(browser.value("document.querySelector('.files').innerText").split())
     assert "student.onnx onnxruntime 1.28 90.0 % 99.8 % 123 kB 0.421 ms 95 %: 0.500 ms 90.0 MB Download" in shown
     assert "int8 after the training refused it is right on 12.0 %" in shown
+    assert "89.0 % where int8 does not overflow 99.8 %" in shown
     assert "measured on A <i>CPU</i>, 1 thread" in shown
     links = browser.value("[...document.querySelectorAll('.files a')].map((one) => one.getAttribute('href'))")
     names = ("report.html", "report.html", "student.onnx", "report.html", "student.safetensors")
