@@ -190,8 +190,8 @@ class FileRow:
     """`code`, `message` and `hint` if the file is not delivered."""
 
     @property
-    def accuracy_of_weights(self) -> float | None:
-        """The accuracy that the file's own rounding leaves, whatever this CPU makes of it."""
+    def judged_accuracy(self) -> float | None:
+        """The accuracy by which the file is delivered or refused: what rounding leaves, not this CPU's overflow."""
         return self.accuracy if self.accuracy_without_overflow is None else self.accuracy_without_overflow
 
     def but_refused(self, code: str, message: str, hint: str) -> FileRow:

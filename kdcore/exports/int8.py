@@ -65,8 +65,8 @@ def _rows(student: str, files: Iterable[FileRow]) -> Iterator[dict[str, Any]]:
         lost = None
         if file.quantization is None:
             in_float = file.accuracy
-        elif in_float is not None and file.accuracy_of_weights is not None:
-            lost = in_float - file.accuracy_of_weights
+        elif in_float is not None and file.judged_accuracy is not None:
+            lost = in_float - file.judged_accuracy
         yield {
             "student": student,
             "format": file.format,

@@ -180,9 +180,9 @@ def _measured(row: FileRow, student: Deliverable, options: ExportOptions, data: 
         text = f"{row.name} does not compute what the student does: its logits differ by {found.difference:.2g} of the "
         text += f"largest one, and rounding explains {measuring.NUMERIC_TOLERANCE:g}"
         return row.but_refused(MISMATCH, text, TO_EXPORT_OTHERWISE)
-    assert row.accuracy_of_weights is not None
-    if row.accuracy_of_weights < expected.accuracy - options.tolerance:
-        text = f"{row.name} is right on {row.accuracy_of_weights:.1%} of the test images and the student on "
+    assert row.judged_accuracy is not None
+    if row.judged_accuracy < expected.accuracy - options.tolerance:
+        text = f"{row.name} is right on {row.judged_accuracy:.1%} of the test images and the student on "
         text += (
             f"{expected.accuracy:.1%}: the difference is more than export_options.tolerance, {options.tolerance:.1%}"
         )
